@@ -1,2 +1,6 @@
 //! (skeleton)
+
+#[cfg(test)]
+mod tidy;
+
 fn main() {}
