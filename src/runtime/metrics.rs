@@ -105,7 +105,7 @@ impl Registrar {
 
     /// A counter without labels.
     pub fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.register(Kind::Counter, &Opts::new(name, help), &[], |opts| IntCounter::with_opts(opts))
+        self.register(Kind::Counter, &Opts::new(name, help), &[], IntCounter::with_opts)
     }
 
     /// A counter per combination of label values.
@@ -115,7 +115,7 @@ impl Registrar {
 
     /// A whole-numbered gauge without labels.
     pub fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        self.register(Kind::Gauge, &Opts::new(name, help), &[], |opts| IntGauge::with_opts(opts))
+        self.register(Kind::Gauge, &Opts::new(name, help), &[], IntGauge::with_opts)
     }
 
     /// A whole-numbered gauge per combination of label values.
@@ -125,7 +125,7 @@ impl Registrar {
 
     /// A gauge without labels.
     pub fn float_gauge(&self, name: &str, help: &str) -> Gauge {
-        self.register(Kind::Gauge, &Opts::new(name, help), &[], |opts| Gauge::with_opts(opts))
+        self.register(Kind::Gauge, &Opts::new(name, help), &[], Gauge::with_opts)
     }
 
     /// A gauge per combination of label values.
@@ -257,7 +257,8 @@ mod tests {
     fn the_same_metric_asked_for_twice_is_one() {
         let registrar = Registrar::new();
         registrar.counter("smg_things_total", "Things.").inc();
-        registrar.clone().counter("smg_things_total", "Things.").inc();
+        let shared = registrar.clone();
+        shared.counter("smg_things_total", "Things.").inc();
         registrar.histogram_vec("smg_x_seconds", "X.", &["a"], SHORT_BUCKETS).with_label_values(&["b"]).observe(0.002);
         registrar.histogram_vec("smg_x_seconds", "X.", &["a"], SHORT_BUCKETS).with_label_values(&["b"]).observe(0.002);
         let text = registrar.encode();
@@ -289,10 +290,7 @@ mod tests {
     fn hooks_run_before_a_reading() {
         let registrar = Registrar::new();
         let gauge = registrar.gauge("smg_level", "Level.");
-        registrar.on_gather({
-            let gauge = gauge.clone();
-            move || gauge.add(5)
-        });
+        registrar.on_gather(move || gauge.add(5));
         assert!(registrar.encode().contains("smg_level 5"));
         assert!(registrar.encode().contains("smg_level 10"));
     }

@@ -113,7 +113,7 @@ mod tests {
         assert!(!shutdown.advance(Phase::Draining));
         assert!(!shutdown.advance(Phase::Closing));
         assert_eq!(shutdown.phase(), Phase::Closing);
-        assert!(shutdown.clone().is_draining());
+        assert!(shutdown.is_draining());
     }
 
     #[tokio::test]

@@ -117,7 +117,10 @@ mod tests {
         });
         // Past the first, immediate tick; then the only thread is held for more than a beat and a stall together.
         tokio::task::yield_now().await;
-        thread::sleep(BEAT + STALL + Duration::from_millis(20));
+        let held = Instant::now();
+        while held.elapsed() < BEAT + STALL + Duration::from_millis(20) {
+            thread::yield_now();
+        }
         while stalls.get() == 0 {
             tokio::task::yield_now().await;
         }
