@@ -1,0 +1,107 @@
+//! `cargo xtask test`: every test there is, from the fastest to the ones with real clients.
+
+use std::fs;
+use std::path::Path;
+
+use clap::Args;
+
+use crate::docs;
+use crate::error::Error;
+use crate::process::{Step, Tested, root, target};
+use crate::report::{self, Counts};
+use crate::tools;
+
+/// Tests with real `smg` processes: the integration target of the root package.
+const PROCESS_TESTS: &str = "package(smg) and kind(test)";
+const SDK_FOLDER: &str = "cluster-tests/sdk";
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Leave out the tests with real processes and the SDKs
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Runs every suite, also after one failed, and closes with each runner's own result line.
+pub(crate) fn run(options: &Options) -> Result<(), Error> {
+    tools::nextest()?;
+    let mut outcome = Outcome::default();
+    outcome.tested("crates", nextest(&format!("not ({PROCESS_TESTS})"))?);
+    if !options.quick {
+        outcome.tested("processes", nextest(PROCESS_TESTS)?);
+        outcome.tested("documents", documents()?);
+        match tools::python("python.txt") {
+            Ok(python) => outcome.tested("sdk", sdk(&python)?),
+            Err(error) => outcome.skipped("sdk", &error, sdk_scenarios()),
+        }
+    }
+    outcome.close()
+}
+
+fn nextest(filter: &str) -> Result<Tested, Error> {
+    report::step(format!("cargo nextest run --workspace -E '{filter}'"));
+    let step = Step::cargo().args(["nextest", "run", "--workspace", "--no-tests=pass", "-E", filter]);
+    let step = step.env("CARGO_TERM_COLOR", "never").env("NEXTEST_HIDE_PROGRESS_BAR", "1");
+    let step = if std::env::var_os("CI").is_some() { step.env("NEXTEST_PROFILE", "ci") } else { step };
+    step.run_tests()
+}
+
+fn documents() -> Result<Tested, Error> {
+    report::step("cargo xtask docs --check");
+    let stale = docs::stale()?;
+    let failed = stale.len() as u64;
+    let counts = Counts { passed: docs::GENERATED.len() as u64 - failed, failed, skipped: 0 };
+    for path in &stale {
+        report::problem(format!("{path} is out of date: run `cargo xtask docs`"));
+    }
+    Ok(Tested { succeeded: stale.is_empty(), counts, closing_line: counts.to_string() })
+}
+
+/// The OpenAI and Anthropic SDKs against the binary that the process tests built.
+fn sdk(python: &Path) -> Result<Tested, Error> {
+    if sdk_scenarios() == 0 {
+        return Ok(Tested { succeeded: true, ..Tested::default() });
+    }
+    report::step(format!("pytest {SDK_FOLDER}"));
+    Step::cargo().args(["build", "--quiet", "--bin", "smg"]).run()?;
+    let step = Step::new(python).args(["-m", "pytest", "--quiet", "--color=no", "-p", "no:cacheprovider", SDK_FOLDER]);
+    step.env("SMG_BINARY", target().join("debug/smg")).env("PYTHONDONTWRITEBYTECODE", "1").run_tests()
+}
+
+/// How many scenarios there are, counted in the text, for they must be countable where Python is missing.
+fn sdk_scenarios() -> u64 {
+    let Ok(entries) = fs::read_dir(root().join(SDK_FOLDER)) else { return 0 };
+    let texts = entries.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    let starts = |line: &str| line.trim_start().trim_start_matches("async ").starts_with("def test_");
+    texts.map(|text| text.lines().filter(|line| starts(line)).count() as u64).sum()
+}
+
+#[derive(Default)]
+struct Outcome {
+    total: Counts,
+    closing_lines: Vec<String>,
+    failures: usize,
+}
+
+impl Outcome {
+    fn tested(&mut self, suite: &str, tested: Tested) {
+        self.total.add(tested.counts);
+        self.failures += usize::from(!tested.succeeded);
+        let verdict = if tested.succeeded { "" } else { " FAILED" };
+        self.closing_lines.push(format!("{suite:<10} {}{verdict}", tested.closing_line));
+    }
+
+    fn skipped(&mut self, suite: &str, why: &Error, count: u64) {
+        self.total.skipped += count;
+        self.closing_lines.push(format!("{suite:<10} {count} skipped: {why}"));
+    }
+
+    fn close(self) -> Result<(), Error> {
+        report::step("results");
+        self.closing_lines.iter().for_each(report::line);
+        // A suite that died without a closing line has failed all the same.
+        let failed = self.total.failed.max(self.failures as u64);
+        report::line(Counts { failed, ..self.total });
+        if self.failures == 0 { Ok(()) } else { Err(Error::Steps(self.failures)) }
+    }
+}
