@@ -1,0 +1,231 @@
+//! Contradictions: what no single value shows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
+
+use smg_base::ModelId;
+
+use super::{Config, Fault, Place, Problem, Sections, sections::LogFormat};
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// What stops the node from starting.
+    pub(super) problems: Vec<Problem>,
+    /// What the operator should know.
+    pub(super) warnings: Vec<Problem>,
+}
+
+impl Findings {
+    fn refuse(&mut self, is_wrong: impl Into<Verdict>, keys: &[&str], words: &'static str) {
+        if is_wrong.into() == Verdict::Wrong {
+            self.problems.push(together(keys, Fault::Contradiction(words)));
+        }
+    }
+
+    fn warn(&mut self, is_odd: impl Into<Verdict>, keys: &[&str], words: &'static str) {
+        if is_odd.into() == Verdict::Wrong {
+            self.warnings.push(together(keys, Fault::Contradiction(words)));
+        }
+    }
+}
+
+/// The outcome of one comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Right,
+    Wrong,
+}
+
+impl From<bool> for Verdict {
+    fn from(is_wrong: bool) -> Self {
+        if is_wrong { Self::Wrong } else { Self::Right }
+    }
+}
+
+fn together(keys: &[&str], fault: Fault) -> Problem {
+    Problem::new(Place::Together(keys.iter().map(|key| (*key).to_owned()).collect()), fault)
+}
+
+/// Looks at everything.
+pub(super) fn check(config: &Config, found: &mut Findings) {
+    edge(&config.sections, found);
+    times(&config.sections, found);
+    operation(&config.sections, found);
+    files(&config.sections, found);
+    for model in &config.models {
+        found.refuse(
+            model.retries.retry_initial_backoff_ms > model.retries.retry_max_backoff_ms,
+            &["models.retry_initial_backoff_ms", "models.retry_max_backoff_ms"],
+            "the first wait is longer than the longest",
+        );
+    }
+    names(config, found);
+    urls(config, found);
+}
+
+fn edge(sections: &Sections, found: &mut Findings) {
+    let (listener, limits, tls, upstream) = (&sections.listener, &sections.limits, &sections.tls, &sections.upstream);
+    found.refuse(
+        tls.tls_cert_path.is_some() != tls.tls_key_path.is_some(),
+        &["tls.tls_cert_path", "tls.tls_key_path"],
+        "a certificate and its key come together",
+    );
+    found.refuse(
+        upstream.client_cert_path.is_some() != upstream.client_key_path.is_some(),
+        &["upstream.client_cert_path", "upstream.client_key_path"],
+        "a certificate and its key come together",
+    );
+    let same = |a: u16, b: u16| a == b && a != 0;
+    found.refuse(
+        same(listener.port, sections.metrics.prometheus_port),
+        &["listener.port", "metrics.prometheus_port"],
+        "two listeners cannot share a port",
+    );
+    if let Some(health) = listener.health_check_port {
+        found.refuse(
+            same(listener.port, health),
+            &["listener.port", "listener.health_check_port"],
+            "two listeners cannot share a port",
+        );
+        found.refuse(
+            same(sections.metrics.prometheus_port, health),
+            &["metrics.prometheus_port", "listener.health_check_port"],
+            "two listeners cannot share a port",
+        );
+    }
+    found.refuse(
+        limits.max_payload_size > limits.body_memory_max,
+        &["limits.max_payload_size", "limits.body_memory_max"],
+        "the largest body allowed does not fit the memory for bodies",
+    );
+    let origins = &sections.security.cors_allowed_origins;
+    found.refuse(
+        origins.len() > 1 && origins.iter().any(super::value::WebOrigin::is_any),
+        &["security.cors_allowed_origins"],
+        "* allows every origin, so it stands alone",
+    );
+    let is_open = sections.security.api_key.is_none() && sections.security.admin_api_key.is_none();
+    found.warn(
+        is_open && !listener.host.is_loopback(),
+        &["listener.host", "security.api_key"],
+        "the gateway listens beyond this machine and asks for no key",
+    );
+}
+
+fn times(sections: &Sections, found: &mut Findings) {
+    let (retries, timeouts, health) = (&sections.retries, &sections.timeouts, &sections.health);
+    found.refuse(
+        retries.retry_initial_backoff_ms > retries.retry_max_backoff_ms,
+        &["retries.retry_initial_backoff_ms", "retries.retry_max_backoff_ms"],
+        "the first wait is longer than the longest",
+    );
+    let exceeds = |part: Option<Duration>| part.is_some_and(|part| part > timeouts.request_timeout_secs);
+    found.warn(
+        exceeds(timeouts.first_token_timeout.0),
+        &["timeouts.first_token_timeout", "timeouts.request_timeout_secs"],
+        "the request's own limit ends first",
+    );
+    found.warn(
+        exceeds(timeouts.stall_timeout.0),
+        &["timeouts.stall_timeout", "timeouts.request_timeout_secs"],
+        "the request's own limit ends first",
+    );
+    found.refuse(
+        health.health_check_timeout_secs > health.health_check_interval_secs,
+        &["health.health_check_timeout_secs", "health.health_check_interval_secs"],
+        "a probe would outlast the time to the next one",
+    );
+    found.warn(
+        health.disable_health_check && health.remove_unhealthy_workers,
+        &["health.disable_health_check", "health.remove_unhealthy_workers"],
+        "without probes no worker is ever found unhealthy",
+    );
+    let node = &sections.node;
+    found.refuse(
+        node.drain_delay > node.shutdown_grace_period_secs,
+        &["node.drain_delay", "node.shutdown_grace_period_secs"],
+        "the delay is part of the grace period",
+    );
+}
+
+fn operation(sections: &Sections, found: &mut Findings) {
+    let (logging, tracing) = (&sections.logging, &sections.tracing);
+    found.refuse(
+        logging.log_json && logging.log_format == LogFormat::Human,
+        &["logging.log_json", "logging.log_format"],
+        "a log line has one format",
+    );
+    let buckets = &sections.metrics.prometheus_duration_buckets;
+    found.refuse(
+        !buckets.is_sorted_by(|a, b| a < b),
+        &["metrics.prometheus_duration_buckets"],
+        "the bounds must ascend",
+    );
+    found.warn(
+        !tracing.enable_trace && tracing.otlp_traces_endpoint != "http://localhost:4317",
+        &["tracing.otlp_traces_endpoint", "tracing.enable_trace"],
+        "nothing is exported unless traces are enabled",
+    );
+}
+
+/// Files that are named must be there; whether their content is right is found out by whoever reads it.
+fn files(sections: &Sections, found: &mut Findings) {
+    let (tls, upstream) = (&sections.tls, &sections.upstream);
+    let named = [
+        ("tls.tls_cert_path", &tls.tls_cert_path),
+        ("tls.tls_key_path", &tls.tls_key_path),
+        ("upstream.client_cert_path", &upstream.client_cert_path),
+        ("upstream.client_key_path", &upstream.client_key_path),
+    ];
+    let single = named.iter().filter_map(|(key, path)| Some((*key, path.as_deref()?)));
+    let authorities = upstream.ca_cert_paths.iter().map(|path| ("upstream.ca_cert_paths", path.as_path()));
+    for (key, path) in single.chain(authorities) {
+        if let Some(reason) = unreadable(path) {
+            let fault = Fault::Invalid(format!("{}: {reason}", path.display()));
+            found.problems.push(together(&[key], fault));
+        }
+    }
+}
+
+fn unreadable(path: &Path) -> Option<String> {
+    std::fs::File::open(path).err().map(|error| error.to_string())
+}
+
+/// A name stands for one model.
+fn names(config: &Config, found: &mut Findings) {
+    let mut ids = BTreeSet::new();
+    for model in &config.models {
+        if !ids.insert(model.id.clone()) {
+            found.problems.push(together(&["models.id"], Fault::Twice(format!("the model {}", model.id))));
+        }
+    }
+    let flagged = config.sections.fleet.model_alias.iter().map(|one| ("fleet.model_alias", &one.alias, &one.model));
+    let listed = config
+        .models
+        .iter()
+        .flat_map(|model| model.aliases.iter().map(move |alias| ("models.aliases", alias, &model.id)));
+    let mut models: BTreeMap<&ModelId, &ModelId> = BTreeMap::new();
+    for (key, alias, model) in flagged.chain(listed) {
+        if ids.contains(alias) {
+            let fault = Fault::Invalid(format!("{alias} is the id of a model, so it cannot be an alias of {model}"));
+            found.problems.push(together(&[key], fault));
+        } else if models.insert(alias, model).is_some_and(|other| other != model) {
+            found.problems.push(together(&[key], Fault::Twice(format!("the alias {alias}"))));
+        }
+    }
+}
+
+/// A worker is declared once.
+fn urls(config: &Config, found: &mut Findings) {
+    let mut seen = BTreeSet::new();
+    for (spec, origin) in &config.workers {
+        if !seen.insert(spec.url.as_str()) {
+            let key = if *origin == smg_fleet::Origin::Flag { "fleet.worker_urls" } else { "workers.url" };
+            found.problems.push(together(&[key], Fault::Twice(format!("the worker {}", spec.url))));
+        }
+    }
+}

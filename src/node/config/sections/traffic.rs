@@ -1,0 +1,149 @@
+//! Settings of the way a request takes. Those of these sections may be overridden per model.
+
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+use smg_base::ByteSize;
+use smg_routing::PolicyKind;
+
+use super::super::value::{
+    Timeout, at_least_one, millis, not_negative, one_of, positive, ratio, seconds, some_seconds,
+};
+
+/// Which worker gets a request.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Routing")]
+pub struct Routing {
+    /// How a worker is chosen.
+    #[arg(long, default_value = "cache_aware", value_parser = one_of(PolicyKind::ALL, PolicyKind::as_str))]
+    pub policy: PolicyKind,
+    /// bucket: difference in load, in characters, from which the least loaded worker is taken.
+    #[arg(long, default_value_t = 64)]
+    pub balance_abs_threshold: u64,
+    /// bucket: ratio of loads from which the least loaded worker is taken.
+    #[arg(long, default_value = "1.5", value_parser = at_least_one)]
+    pub balance_rel_threshold: f64,
+    /// manual: how a key that is new gets its worker.
+    #[arg(long, value_enum, default_value = "random")]
+    pub assignment_mode: Assignment,
+    /// manual: how long an unused key is remembered, in seconds.
+    #[arg(long, default_value = "14400", value_parser = some_seconds)]
+    pub max_idle_secs: Duration,
+    /// manual: most keys remembered.
+    #[arg(long, default_value = "1000000")]
+    pub routing_keys_max: NonZeroUsize,
+    /// Time between sweeps of what was unused for too long, in seconds.
+    #[arg(long, default_value = "120", value_parser = some_seconds)]
+    pub eviction_interval: Duration,
+    /// prefix_hash: how many tokens at the start of a prompt make the key; four bytes of text count as one.
+    #[arg(long, default_value = "256")]
+    pub prefix_token_count: NonZeroUsize,
+    /// prefix_hash: load, as a multiple of the mean, above which the key's worker is passed over.
+    #[arg(long, default_value = "1.25", value_parser = at_least_one)]
+    pub prefix_hash_load_factor: f64,
+    /// least_load: weight of the pressure on an engine's KV cache.
+    #[arg(long, default_value = "0.15", value_parser = not_negative)]
+    pub least_load_kv_pressure_weight: f64,
+    /// least_load: tokens per second taken for a worker that reports none.
+    #[arg(long, default_value = "2000", value_parser = positive)]
+    pub least_load_default_throughput: f64,
+    /// least_load: tokens taken for a prompt of unknown length.
+    #[arg(long, default_value = "1024", value_parser = positive)]
+    pub least_load_mean_prefill_tokens: f64,
+    /// cache_aware: most text remembered per worker whose KV capacity is unknown, in characters.
+    #[arg(long, default_value_t = 67_108_864)]
+    pub max_tree_size: u64,
+    /// cache_aware: memory for one model's prefix index.
+    #[arg(long, default_value = "256MiB")]
+    pub prefix_index_max: ByteSize,
+    /// Whether `X-SMG-Routing-Key` ties requests to a worker whatever the policy.
+    #[arg(long)]
+    pub routing_key_override: bool,
+}
+
+/// How a key that is new gets its worker.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[value(rename_all = "snake_case")]
+pub enum Assignment {
+    /// Any worker.
+    Random,
+    /// The one with the fewest requests.
+    MinLoad,
+    /// The one with the fewest active keys.
+    MinGroup,
+}
+
+/// When a request is tried again, on another worker. A request that may have reached a worker is not sent again
+/// unless its caller or `--retry-dispatched` allows it; nothing is sent again after the first byte of an answer.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Retries")]
+pub struct Retries {
+    /// Attempts in all, the first included.
+    #[arg(long, default_value = "5")]
+    pub retry_max_retries: NonZeroU32,
+    /// Wait before the second retry, in milliseconds; the first is made at once.
+    #[arg(long, default_value = "50", value_parser = millis)]
+    pub retry_initial_backoff_ms: Duration,
+    /// Longest wait before a retry, in milliseconds.
+    #[arg(long, default_value = "30000", value_parser = millis)]
+    pub retry_max_backoff_ms: Duration,
+    /// Growth of the wait from one retry to the next.
+    #[arg(long, default_value = "1.5", value_parser = at_least_one)]
+    pub retry_backoff_multiplier: f64,
+    /// Spread of the wait, as a share of it.
+    #[arg(long, default_value = "0.2", value_parser = ratio)]
+    pub retry_jitter_factor: f64,
+    /// Try every request once only.
+    #[arg(long)]
+    pub disable_retries: bool,
+    /// Also send again what a worker may have begun to generate. By default only callers can allow it, with
+    /// `Idempotency-Key` or `X-SMG-Allow-Replay: true`.
+    #[arg(long)]
+    pub retry_dispatched: bool,
+    /// Retries allowed, as a share of requests.
+    #[arg(long, default_value = "0.2", value_parser = ratio)]
+    pub retry_budget_ratio: f64,
+    /// Retries per second that are allowed however few requests there are.
+    #[arg(long, default_value = "10", value_parser = not_negative)]
+    pub retry_budget_per_second: f64,
+}
+
+/// How long a worker may take.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Timeouts")]
+pub struct Timeouts {
+    /// Longest time for a request, retries and streaming included.
+    #[arg(long, default_value = "1800", value_parser = some_seconds)]
+    pub request_timeout_secs: Duration,
+    /// Longest time from sending a request to the first byte of the answer's body. By default only the request's
+    /// own limit holds, because prompts may wait long in an engine's queue.
+    #[arg(long, default_value = "off")]
+    pub first_token_timeout: Timeout,
+    /// Longest pause within a streamed answer.
+    #[arg(long, default_value = "5m")]
+    pub stall_timeout: Timeout,
+}
+
+/// When a worker that fails requests is left alone for a while.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Circuit breaker")]
+pub struct CircuitBreaker {
+    /// Failures in a row that open the breaker. Answers in the 400s never count.
+    #[arg(long, default_value = "10")]
+    pub cb_failure_threshold: NonZeroU32,
+    /// Successes in a row that close a half-open breaker.
+    #[arg(long, default_value = "3")]
+    pub cb_success_threshold: NonZeroU32,
+    /// How long an open breaker stays open before it lets one request try.
+    #[arg(long, default_value = "60", value_parser = some_seconds)]
+    pub cb_timeout_duration_secs: Duration,
+    /// Failures further apart than this are not in a row.
+    #[arg(long, default_value = "120", value_parser = seconds)]
+    pub cb_window_duration_secs: Duration,
+    /// Never leave a worker alone.
+    #[arg(long)]
+    pub disable_circuit_breaker: bool,
+}

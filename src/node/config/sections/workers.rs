@@ -1,0 +1,108 @@
+//! Settings of the side that workers see.
+
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::Args;
+use smg_base::{ByteSize, Secret};
+use smg_fleet::{Engine, WorkerUrl};
+
+use super::super::value::{Alias, seconds, some_seconds, url_path};
+
+/// Which workers and models there are. Workers with settings of their own are `[[workers]]` tables of the file,
+/// models with settings of their own `[[models]]` tables.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Fleet")]
+pub struct Fleet {
+    /// Workers to start with; more can be added through the admin API.
+    #[arg(long)]
+    pub worker_urls: Vec<WorkerUrl>,
+    /// The key for the workers of `--worker-urls`.
+    #[arg(long)]
+    pub worker_api_key: Option<Secret>,
+    /// The engine behind the workers of `--worker-urls`. By default it is detected.
+    #[arg(long, alias = "runtime")]
+    pub backend: Option<Engine>,
+    /// Further client-facing names of models, as alias=model.
+    #[arg(long)]
+    pub model_alias: Vec<Alias>,
+    /// Most workers that may be registered.
+    #[arg(long, default_value = "4096")]
+    pub workers_max: NonZeroUsize,
+    /// How often workers that have not answered yet are probed.
+    #[arg(long, default_value = "1s", value_parser = some_seconds)]
+    pub worker_startup_check_interval: Duration,
+    /// How often engines are asked for their load; 0 never asks.
+    #[arg(long, default_value = "10", value_parser = seconds)]
+    pub load_monitor_interval: Duration,
+    /// Whether engines' load is re-exported as `smg_engine_*` metrics.
+    #[arg(long)]
+    pub engine_metrics: bool,
+}
+
+/// How workers are probed.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Health")]
+pub struct Health {
+    /// Failed probes in a row after which a worker gets no more requests.
+    #[arg(long, default_value = "3")]
+    pub health_failure_threshold: NonZeroU32,
+    /// Successful probes in a row after which a failed worker gets requests again. A new worker needs one.
+    #[arg(long, default_value = "2")]
+    pub health_success_threshold: NonZeroU32,
+    /// Longest time for the answer to a probe.
+    #[arg(long, default_value = "5", value_parser = some_seconds)]
+    pub health_check_timeout_secs: Duration,
+    /// Time between probes of one worker.
+    #[arg(long, default_value = "60", value_parser = some_seconds)]
+    pub health_check_interval_secs: Duration,
+    /// Path that is probed.
+    #[arg(long, default_value = "/health", value_parser = url_path)]
+    pub health_check_endpoint: String,
+    /// Take every worker for healthy and probe none.
+    #[arg(long)]
+    pub disable_health_check: bool,
+    /// Remove workers that fail their probes. By default they stay registered and come back by themselves.
+    #[arg(long)]
+    pub remove_unhealthy_workers: bool,
+    /// Longest time for a removed worker to finish its requests before they are cut off.
+    #[arg(long, default_value = "5m", value_parser = seconds)]
+    pub worker_drain_timeout: Duration,
+    /// Least time between the start of a worker's drain and its removal, in which other nodes can learn of it.
+    #[arg(long, default_value = "5", value_parser = seconds)]
+    pub drain_settle_secs: Duration,
+}
+
+/// How workers are spoken to.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Upstream")]
+pub struct Upstream {
+    /// Longest time to connect to a worker, name lookup and TLS included.
+    #[arg(long, default_value = "5s", value_parser = some_seconds)]
+    pub connect_timeout: Duration,
+    /// How long an idle connection to a worker is kept. Keep it below the engine's own limit: uvicorn's is 5 s.
+    #[arg(long, default_value = "4s", value_parser = some_seconds)]
+    pub pool_idle_timeout: Duration,
+    /// Most idle connections kept per worker.
+    #[arg(long, default_value_t = 256)]
+    pub pool_idle_per_worker_max: usize,
+    /// Largest head of a worker's answer.
+    #[arg(long, default_value = "64KiB")]
+    pub response_head_bytes_max: ByteSize,
+    /// Certificates of authorities that sign workers' certificates, PEM; used instead of the public ones.
+    #[arg(long)]
+    pub ca_cert_paths: Vec<PathBuf>,
+    /// Certificate chain by which workers recognise this gateway, PEM.
+    #[arg(long)]
+    pub client_cert_path: Option<PathBuf>,
+    /// Private key of that certificate, PEM.
+    #[arg(long)]
+    pub client_key_path: Option<PathBuf>,
+    /// Ask for token usage in streams whose callers did not, so that tokens are counted; the extra chunk is taken
+    /// out again. Off by default, because it changes the bytes that workers receive.
+    #[arg(long)]
+    pub count_stream_usage: bool,
+}
