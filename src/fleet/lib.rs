@@ -1,1 +1,48 @@
-//! (skeleton)
+//! The workers: which exist, what they serve, whether they may be used, and how busy they are.
+//!
+//! [`Fleet`] owns the table. Its writers (registration, probes, detection, reload) take one short lock, change the
+//! table and publish an immutable [`Snapshot`]; requests load the snapshot and read atomics, and never wait for a
+//! writer. What changes with every request (load, breaker, learned rates) and with every probe (health) lives in
+//! [`WorkerState`], which all revisions of a worker share, so a change of its settings loses no count.
+//!
+//! Everything here is pure: time is an argument, and nothing is sent. Probing, detection and polling belong to the
+//! `upstream` crate, choosing among the workers of a [`Pool`] to `routing`, draining at shutdown to `gateway`.
+//!
+//! What it deliberately does not know: HTTP, policies, other nodes of a cluster.
+
+mod breaker;
+mod budget;
+mod engine;
+mod error;
+mod fleet;
+mod health;
+mod info;
+mod load;
+mod model;
+mod probes;
+mod profile;
+mod rates;
+mod snapshot;
+mod spec;
+mod ticket;
+mod url;
+mod worker;
+
+pub use breaker::{Breaker, BreakerConfig, BreakerState, BreakerTransition, Outcome};
+pub use budget::{BudgetConfig, RetryBudget};
+pub use engine::{Engine, UnknownEngine};
+pub use error::FleetError;
+pub use fleet::{Added, Change, Delta, Fleet, FleetConfig};
+pub use health::{Health, HealthConfig, ProbeFailure, Status, StatusChange};
+pub use info::{BreakerInfo, WorkerInfo};
+pub use load::{EngineLoad, Load, LoadGuard};
+pub use model::ModelCard;
+pub use profile::{EngineProfile, Offer};
+pub use rates::Rates;
+pub use snapshot::{Pool, Snapshot};
+pub use spec::{
+    ConnectionMode, HealthOverride, KeyPatch, Origin, ResilienceOverride, WorkerPatch, WorkerSpec, WorkerType,
+};
+pub use ticket::Ticket;
+pub use url::{Scheme, UrlError, WorkerUrl};
+pub use worker::{Worker, WorkerState};

@@ -1,0 +1,101 @@
+//! How many retries a model may have.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use smg_base::Timestamp;
+
+/// How a retry budget fills.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BudgetConfig {
+    /// Retries earned per request.
+    pub ratio: f64,
+    /// Retries earned per second, so that a model with little traffic has some.
+    pub floor_per_second: f64,
+}
+
+impl Default for BudgetConfig {
+    fn default() -> Self {
+        Self { ratio: 0.2, floor_per_second: 10.0 }
+    }
+}
+
+/// A bucket of retries: requests and time put in, retries take out, and what does not fit is lost, so a quiet hour
+/// does not save up for a storm. It holds ten seconds of the floor, at least ten retries.
+#[derive(Debug)]
+pub struct RetryBudget {
+    balance_micro: AtomicU64,
+    refilled_nanos: AtomicU64,
+    per_request_micro: u64,
+    per_second_micro: u64,
+    balance_max_micro: u64,
+}
+
+const MICRO: f64 = 1e6;
+const ONE_RETRY_MICRO: u64 = 1_000_000;
+
+impl RetryBudget {
+    /// A full bucket.
+    pub fn new(config: BudgetConfig) -> Self {
+        let per_request_micro = micro(config.ratio);
+        let per_second_micro = micro(config.floor_per_second);
+        let balance_max_micro = per_second_micro.saturating_mul(10).max(10 * ONE_RETRY_MICRO);
+        // With nothing to earn there is nothing to start with either: no retries at all.
+        let balance_micro = if per_request_micro + per_second_micro == 0 { 0 } else { balance_max_micro };
+        Self {
+            balance_micro: AtomicU64::new(balance_micro),
+            refilled_nanos: AtomicU64::new(0),
+            per_request_micro,
+            per_second_micro,
+            balance_max_micro,
+        }
+    }
+
+    /// Counts a request (not a retry).
+    pub fn deposit(&self, now: Timestamp) {
+        self.put(self.per_request_micro + self.earned_micro(now));
+    }
+
+    /// Takes one retry, if there is one.
+    pub fn withdraw(&self, now: Timestamp) -> bool {
+        self.put(self.earned_micro(now));
+        self.balance_micro
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |balance| balance.checked_sub(ONE_RETRY_MICRO))
+            .is_ok()
+    }
+
+    /// Whole retries left, as of the last deposit or withdrawal.
+    pub fn balance(&self) -> u64 {
+        self.balance_micro.load(Ordering::Relaxed) / ONE_RETRY_MICRO
+    }
+
+    fn put(&self, amount_micro: u64) {
+        if amount_micro == 0 {
+            return;
+        }
+        let put = |balance: u64| Some(balance.saturating_add(amount_micro).min(self.balance_max_micro));
+        let _always_some = self.balance_micro.fetch_update(Ordering::AcqRel, Ordering::Acquire, put);
+    }
+
+    /// What the floor earned since the last time anyone asked; of several who ask at once, one gets it.
+    fn earned_micro(&self, now: Timestamp) -> u64 {
+        let last = self.refilled_nanos.load(Ordering::Acquire);
+        let elapsed_nanos = now.as_nanos().saturating_sub(last);
+        let earned = u128::from(elapsed_nanos) * u128::from(self.per_second_micro) / 1_000_000_000;
+        let earned = u64::try_from(earned).unwrap_or(u64::MAX).min(self.balance_max_micro);
+        // Fractions of a micro-retry wait for the next time.
+        let is_mine = earned > 0
+            && self.refilled_nanos.compare_exchange(last, now.as_nanos(), Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if is_mine { earned } else { 0 }
+    }
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self::new(BudgetConfig::default())
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=1e15")]
+fn micro(amount: f64) -> u64 {
+    if amount.is_nan() { 0 } else { (amount * MICRO).clamp(0.0, 1e15) as u64 }
+}

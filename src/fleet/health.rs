@@ -1,0 +1,313 @@
+//! Whether a worker is well, as far as probes tell.
+
+use std::{
+    sync::atomic::{AtomicU8, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use smg_base::Timestamp;
+
+/// How a worker is probed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthConfig {
+    /// Whether it is probed at all; if not, it is believed healthy.
+    pub enabled: bool,
+    /// The path that is asked, below the worker's base path.
+    pub endpoint: String,
+    /// Time between probes.
+    pub interval: Duration,
+    /// How long a probe may take.
+    pub timeout: Duration,
+    /// Successes in a row that make a worker ready; zero counts as one.
+    pub success_threshold: u32,
+    /// Failures in a row that make it unready; zero counts as one.
+    pub failure_threshold: u32,
+    /// The shortest time between draining a worker and removing it.
+    pub drain_settle: Duration,
+}
+
+impl Default for HealthConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            endpoint: "/health".to_owned(),
+            interval: Duration::from_secs(60),
+            timeout: Duration::from_secs(5),
+            success_threshold: 2,
+            failure_threshold: 3,
+            drain_settle: Duration::from_secs(5),
+        }
+    }
+}
+
+impl HealthConfig {
+    /// How long a worker may stay pending before it counts as failed: the time that ten times the failures which
+    /// take out a ready worker would need, because loading a model takes long.
+    fn startup(&self) -> Duration {
+        self.interval.saturating_mul(self.failure_threshold.max(1).saturating_mul(10))
+    }
+}
+
+/// Where a worker stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Status {
+    /// New; it has not answered yet.
+    Pending = 0,
+    /// It may be used.
+    Ready = 1,
+    /// It was ready, and its probes fail.
+    NotReady = 2,
+    /// It has been away for long. It is still probed and comes back by itself, but may be removed by rule.
+    Failed = 3,
+    /// It finishes what it has and gets nothing new.
+    Draining = 4,
+}
+
+impl Status {
+    /// Every status.
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Ready, Self::NotReady, Self::Failed, Self::Draining];
+
+    /// The word on the wire and in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Ready => "ready",
+            Self::NotReady => "not_ready",
+            Self::Failed => "failed",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// A worker went from one status to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusChange {
+    /// Before.
+    pub from: Status,
+    /// After.
+    pub to: Status,
+}
+
+/// Why a probe failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeFailure {
+    /// No connection.
+    Unreachable,
+    /// No answer in time.
+    Timeout,
+    /// The connection broke, or what came is not HTTP.
+    Broken,
+    /// It answered with this status.
+    Status(u16),
+}
+
+impl ProbeFailure {
+    /// The word used as a label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Broken => "broken",
+            Self::Status(_) => "status",
+        }
+    }
+}
+
+/// The health of a worker: the verdict of its probes, and whether it is being drained. The status is one atomic
+/// read; the machine behind it moves under a lock that only probes and administration take.
+#[derive(Debug)]
+pub struct Health {
+    status: AtomicU8,
+    traffic_nanos: AtomicU64,
+    machine: Mutex<Machine>,
+}
+
+impl Health {
+    pub(crate) fn new(config: &HealthConfig, now: Timestamp) -> Self {
+        let phase = match config.enabled {
+            true => Phase::Pending { since: now, successes: 0, has_failed: false },
+            false => Phase::Ready { failures: 0 },
+        };
+        let machine = Machine { phase, is_draining: false, last_probe: None, last_failure: None };
+        Self {
+            status: AtomicU8::new(machine.status() as u8),
+            traffic_nanos: AtomicU64::new(0),
+            machine: Mutex::new(machine),
+        }
+    }
+
+    /// Where the worker stands.
+    #[inline]
+    pub fn status(&self) -> Status {
+        match self.status.load(Ordering::Acquire) {
+            0 => Status::Pending,
+            1 => Status::Ready,
+            2 => Status::NotReady,
+            3 => Status::Failed,
+            _ => Status::Draining,
+        }
+    }
+
+    /// The last probe that failed, and when it did.
+    pub fn last_failure(&self) -> Option<(ProbeFailure, Timestamp)> {
+        self.machine.lock().last_failure
+    }
+
+    /// A request succeeded at `now`, which says more than a probe that timed out behind it.
+    pub(crate) fn note_traffic(&self, now: Timestamp) {
+        self.traffic_nanos.fetch_max(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// Takes in the result of a probe.
+    pub(crate) fn record(
+        &self,
+        config: &HealthConfig,
+        result: Result<(), ProbeFailure>,
+        now: Timestamp,
+    ) -> Option<StatusChange> {
+        let traffic = Timestamp::from_nanos(self.traffic_nanos.load(Ordering::Relaxed));
+        self.change(|machine| machine.probed(config, result, traffic, now))
+    }
+
+    /// Takes on new settings. A worker that is no longer probed is believed healthy.
+    pub(crate) fn reconfigure(&self, config: &HealthConfig) -> Option<StatusChange> {
+        self.change(|machine| {
+            if !config.enabled {
+                machine.phase = Phase::Ready { failures: 0 };
+            }
+        })
+    }
+
+    /// Begins to drain the worker, or takes that back; false if nothing changed.
+    pub(crate) fn set_draining(&self, draining: Draining) -> bool {
+        self.change(|machine| machine.is_draining = draining == Draining::Yes).is_some()
+    }
+
+    /// Time until the next probe.
+    pub(crate) fn pause(&self, config: &HealthConfig) -> Duration {
+        self.machine.lock().pause(config)
+    }
+
+    /// Whether the worker may be removed by rule: it has failed, the last probe failed too, and not too long ago.
+    pub(crate) fn is_lost(&self, config: &HealthConfig, now: Timestamp) -> bool {
+        let machine = self.machine.lock();
+        let fresh = (config.interval + config.timeout).saturating_mul(3);
+        let is_fresh = machine.last_failure.is_some_and(|(_, at)| now.since(at) <= fresh);
+        is_fresh && !machine.is_draining && machine.phase == Phase::Failed { successes: 0 }
+    }
+
+    fn change(&self, step: impl FnOnce(&mut Machine)) -> Option<StatusChange> {
+        let mut machine = self.machine.lock();
+        let from = machine.status();
+        step(&mut machine);
+        let to = machine.status();
+        self.status.store(to as u8, Ordering::Release);
+        (from != to).then_some(StatusChange { from, to })
+    }
+}
+
+/// Whether a worker is being drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Draining {
+    Yes,
+    No,
+}
+
+/// How soon a worker that is not ready is asked again while there is hope: it has never answered, or just has.
+const HOPEFUL_PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+struct Machine {
+    phase: Phase,
+    is_draining: bool,
+    last_probe: Option<Timestamp>,
+    last_failure: Option<(ProbeFailure, Timestamp)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Pending { since: Timestamp, successes: u32, has_failed: bool },
+    Ready { failures: u32 },
+    NotReady { successes: u32, failures: u32 },
+    Failed { successes: u32 },
+}
+
+impl Machine {
+    fn status(&self) -> Status {
+        match self.phase {
+            _ if self.is_draining => Status::Draining,
+            Phase::Pending { .. } => Status::Pending,
+            Phase::Ready { .. } => Status::Ready,
+            Phase::NotReady { .. } => Status::NotReady,
+            Phase::Failed { .. } => Status::Failed,
+        }
+    }
+
+    fn probed(&mut self, config: &HealthConfig, result: Result<(), ProbeFailure>, traffic: Timestamp, now: Timestamp) {
+        if !config.enabled {
+            return;
+        }
+        let before = self.last_probe.replace(now);
+        match result {
+            Ok(()) => self.succeeded(config),
+            // Too many requests: busy, and so alive.
+            Err(ProbeFailure::Status(429)) => {}
+            // An engine in a long prefill answers no probe in time, yet its requests came through since the last one.
+            Err(ProbeFailure::Timeout) if before.is_some_and(|before| traffic > before) => {}
+            Err(failure) => {
+                self.last_failure = Some((failure, now));
+                self.failed(config, now);
+            }
+        }
+    }
+
+    fn succeeded(&mut self, config: &HealthConfig) {
+        let enough = config.success_threshold.max(1);
+        let (Phase::Pending { successes, .. } | Phase::NotReady { successes, .. } | Phase::Failed { successes }) =
+            &mut self.phase
+        else {
+            self.phase = Phase::Ready { failures: 0 };
+            return;
+        };
+        *successes += 1;
+        let mut is_ready = *successes >= enough;
+        match &mut self.phase {
+            // A worker that was up before we came has nothing to prove.
+            Phase::Pending { has_failed: false, .. } => is_ready = true,
+            Phase::NotReady { failures, .. } => *failures = 0,
+            _ => {}
+        }
+        if is_ready {
+            self.phase = Phase::Ready { failures: 0 };
+        }
+    }
+
+    fn failed(&mut self, config: &HealthConfig, now: Timestamp) {
+        let enough = config.failure_threshold.max(1);
+        self.phase = match self.phase {
+            Phase::Pending { since, .. } if now.since(since) >= config.startup() => Phase::Failed { successes: 0 },
+            Phase::Pending { since, .. } => Phase::Pending { since, successes: 0, has_failed: true },
+            Phase::Ready { failures } if failures + 1 >= enough => Phase::NotReady { successes: 0, failures: 0 },
+            Phase::Ready { failures } => Phase::Ready { failures: failures + 1 },
+            Phase::NotReady { failures, .. } if failures + 1 >= enough.saturating_mul(3) => {
+                Phase::Failed { successes: 0 }
+            }
+            Phase::NotReady { failures, .. } => Phase::NotReady { successes: 0, failures: failures + 1 },
+            Phase::Failed { .. } => Phase::Failed { successes: 0 },
+        };
+    }
+
+    fn pause(&self, config: &HealthConfig) -> Duration {
+        match self.phase {
+            Phase::Ready { .. } | Phase::NotReady { successes: 0, .. } | Phase::Failed { successes: 0 } => {
+                config.interval
+            }
+            Phase::Pending { .. } | Phase::NotReady { .. } | Phase::Failed { .. } => HOPEFUL_PAUSE.min(config.interval),
+        }
+    }
+}

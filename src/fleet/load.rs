@@ -1,0 +1,207 @@
+//! How busy a worker is.
+
+use std::{
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+
+use smg_base::{Timestamp, map::StableMap};
+
+use crate::WorkerState;
+
+/// What this gateway has sent to a worker and not yet got back, and what the worker's engine last said of itself.
+/// The counts change only through [`LoadGuard`]s, which give back exactly what they took.
+#[derive(Debug, Default)]
+pub struct Load {
+    in_flight: AtomicU32,
+    decoding: AtomicU32,
+    pending_tokens: AtomicU64,
+    processed: AtomicU64,
+    dispatched_tokens: AtomicU64,
+    engine: ArcSwapOption<Sample>,
+    keys_active: AtomicU32,
+    keys: Mutex<StableMap<u64, u32>>,
+}
+
+/// What an engine says of its own load.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EngineLoad {
+    /// Requests being worked on.
+    pub running: u32,
+    /// Requests waiting in the engine.
+    pub waiting: u32,
+    /// The used share of the KV cache, in `0.0..=1.0`.
+    pub kv_usage: f32,
+    /// Tokens generated per second, all requests together.
+    pub generation_tokens_per_second: f32,
+    /// When it said so.
+    pub at: Timestamp,
+}
+
+/// An engine's figures, and this gateway's own at the same moment.
+#[derive(Debug)]
+struct Sample {
+    engine: EngineLoad,
+    in_flight: u32,
+    dispatched_tokens: u64,
+}
+
+/// The most tokens one request is taken for; keeps the sum of all requests far from the end of its type.
+const TOKENS_MAX: u64 = 1 << 32;
+
+impl Load {
+    /// Requests sent and not finished.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Prompt tokens of the requests whose first token has not come.
+    pub fn pending_tokens(&self) -> u64 {
+        self.pending_tokens.load(Ordering::Relaxed)
+    }
+
+    /// Requests whose first token has come and that are not finished.
+    pub fn decoding(&self) -> u32 {
+        self.decoding.load(Ordering::Relaxed)
+    }
+
+    /// Requests ever sent.
+    pub fn processed(&self) -> u64 {
+        self.processed.load(Ordering::Relaxed)
+    }
+
+    /// Distinct routing keys among the requests in flight.
+    pub fn active_keys(&self) -> u32 {
+        self.keys_active.load(Ordering::Relaxed)
+    }
+
+    /// The engine's last word on itself.
+    pub fn engine(&self) -> Option<EngineLoad> {
+        self.engine.load().as_ref().map(|sample| sample.engine)
+    }
+
+    /// Requests the engine had from others than this gateway when it last spoke.
+    pub fn foreign_requests(&self) -> u32 {
+        self.engine.load().as_ref().map_or(0, |sample| {
+            sample.engine.running.saturating_add(sample.engine.waiting).saturating_sub(sample.in_flight)
+        })
+    }
+
+    /// Prompt tokens sent since the engine last spoke, or ever if it never did: what its figures do not show yet.
+    pub fn tokens_since_engine(&self) -> u64 {
+        let sent = self.dispatched_tokens.load(Ordering::Relaxed);
+        sent - self.engine.load().as_ref().map_or(0, |sample| sample.dispatched_tokens.min(sent))
+    }
+
+    /// Takes down the engine's figures; not a number and out of range become the nearest that makes sense.
+    pub fn set_engine(&self, mut engine: EngineLoad) {
+        let sane = |value: f32, max: f32| if value.is_nan() { 0.0 } else { value.clamp(0.0, max) };
+        engine.kv_usage = sane(engine.kv_usage, 1.0);
+        engine.generation_tokens_per_second = sane(engine.generation_tokens_per_second, 1e9);
+        let dispatched_tokens = self.dispatched_tokens.load(Ordering::Relaxed);
+        let sample = Sample { engine, in_flight: self.in_flight(), dispatched_tokens };
+        self.engine.store(Some(Arc::new(sample)));
+    }
+
+    /// Forgets the engine's figures, because they have become too old to mean anything.
+    pub fn clear_engine(&self) {
+        self.engine.store(None);
+    }
+
+    fn take_key(&self, key: u64) {
+        let mut keys = self.keys.lock();
+        *keys.entry(key).or_insert(0) += 1;
+        self.publish_keys(&keys);
+    }
+
+    fn give_key(&self, key: u64) {
+        let mut keys = self.keys.lock();
+        if let Some(count) = keys.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                keys.remove(&key);
+            }
+        }
+        self.publish_keys(&keys);
+    }
+
+    fn publish_keys(&self, keys: &StableMap<u64, u32>) {
+        self.keys_active.store(u32::try_from(keys.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+}
+
+/// One request at a worker. Dropping it takes the request out of the worker's load, whatever state it was in.
+#[must_use = "the request counts as finished once its guard is dropped"]
+#[derive(Debug)]
+pub struct LoadGuard {
+    state: Arc<WorkerState>,
+    tokens: u64,
+    tokens_ahead: u64,
+    stage: Stage,
+    key: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Prefill,
+    Decode,
+}
+
+impl LoadGuard {
+    pub(crate) fn begin(state: Arc<WorkerState>, tokens: u64) -> Self {
+        let tokens = tokens.min(TOKENS_MAX);
+        let load = &state.load;
+        load.in_flight.fetch_add(1, Ordering::Relaxed);
+        load.processed.fetch_add(1, Ordering::Relaxed);
+        load.dispatched_tokens.fetch_add(tokens, Ordering::Relaxed);
+        let tokens_ahead = load.pending_tokens.fetch_add(tokens, Ordering::Relaxed);
+        Self { state, tokens, tokens_ahead, stage: Stage::Prefill, key: None }
+    }
+
+    /// Counts the request under a routing key, given by its hash. A second key replaces the first.
+    pub fn hold_key(&mut self, key: u64) {
+        if self.key == Some(key) {
+            return;
+        }
+        self.state.load.take_key(key);
+        if let Some(old) = self.key.replace(key) {
+            self.state.load.give_key(old);
+        }
+    }
+
+    /// The first token came: the prompt is no longer pending, the request decodes. Again is nothing.
+    pub fn first_token(&mut self) {
+        if mem::replace(&mut self.stage, Stage::Decode) == Stage::Prefill {
+            let load = &self.state.load;
+            load.decoding.fetch_add(1, Ordering::Relaxed);
+            load.pending_tokens.fetch_sub(self.tokens, Ordering::Relaxed);
+        }
+    }
+
+    /// Prompt tokens that were pending at the worker when this request joined them; with its own, what the engine
+    /// has to prefill before the first token comes.
+    pub fn tokens_ahead(&self) -> u64 {
+        self.tokens_ahead
+    }
+}
+
+impl Drop for LoadGuard {
+    fn drop(&mut self) {
+        let load = &self.state.load;
+        if let Some(key) = self.key {
+            load.give_key(key);
+        }
+        match self.stage {
+            Stage::Prefill => load.pending_tokens.fetch_sub(self.tokens, Ordering::Relaxed),
+            Stage::Decode => u64::from(load.decoding.fetch_sub(1, Ordering::Relaxed)),
+        };
+        // Released last: who sees no request in flight (a drain) also sees everything else given back.
+        load.in_flight.fetch_sub(1, Ordering::Release);
+    }
+}
