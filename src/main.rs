@@ -1,6 +1,9 @@
-//! (skeleton)
+//! The `smg` program.
 
+mod cli;
 #[cfg(test)]
 mod tidy;
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    cli::run()
+}

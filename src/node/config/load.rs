@@ -59,6 +59,11 @@ impl Flags {
         Self(matches.ids().filter(|id| given(id)).filter_map(values).collect())
     }
 
+    /// Adds values to a list, as if they had been given.
+    pub fn add(&mut self, id: &str, values: impl IntoIterator<Item = String>) {
+        self.0.entry(id.to_owned()).or_default().extend(values);
+    }
+
     /// Those of a command line without the program's name and subcommand.
     pub fn parse<T: Into<OsString> + Clone>(args: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
         let command = setting::flags(clap::Command::new("smg")).no_binary_name(true);

@@ -1,0 +1,12 @@
+//! `smg mock-worker`: a fake engine by itself.
+
+pub(super) use smg_mock_worker::Args;
+use tokio::runtime::Builder;
+
+use super::{Failure, launch};
+
+pub(super) fn run(args: Args) -> Result<(), Failure> {
+    launch::plain_telemetry()?;
+    let runtime = Builder::new_multi_thread().enable_all().build().map_err(Failure::system("start the runtime"))?;
+    runtime.block_on(smg_mock_worker::run(args)).map_err(|error| Failure::Launch(error.into()))
+}

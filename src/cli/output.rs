@@ -1,0 +1,138 @@
+//! Printing: text, JSON, and tables.
+
+use std::io::{ErrorKind, Write};
+
+use clap::ValueEnum;
+use serde_json::Value;
+
+use super::Failure;
+
+/// How an answer is printed.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// For reading.
+    Table,
+    /// As the gateway sent it.
+    Json,
+}
+
+/// Prints text. A reader that has seen enough and went away is no failure.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::system("write to standard output")(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Prints JSON, indented.
+pub(super) fn print_json(value: &Value) -> Result<(), Failure> {
+    print(&format!("{value:#}\n"))
+}
+
+/// Rows under a header, columns aligned. Whatever the cells hold, it prints on one line and moves no cursor.
+pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = std::iter::once(header.iter().map(|cell| (*cell).to_owned()).collect())
+        .chain(rows.iter().map(|row| row.iter().map(|cell| tame(cell)).collect()))
+        .collect();
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..header.len()).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Any JSON for reading: plain fields as lines, lists of objects as tables, objects indented.
+pub(super) fn readable(value: &Value) -> String {
+    let mut text = String::new();
+    describe(value, 0, &mut text);
+    text
+}
+
+/// One value on one line.
+pub(super) fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => tame(text),
+        Value::Array(items) if items.is_empty() => "-".to_owned(),
+        Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(","),
+        Value::Object(fields) if fields.is_empty() => "-".to_owned(),
+        Value::Object(fields) => {
+            let pairs = fields.iter().map(|(name, value)| format!("{}={}", tame(name), cell(value)));
+            pairs.collect::<Vec<_>>().join(" ")
+        }
+        Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
+            Some(number) => format!("{number:.4}"),
+            None => number.to_string(),
+        },
+        Value::Bool(_) => value.to_string(),
+    }
+}
+
+/// Objects nested deeper than this are printed on one line.
+const DEPTH_MAX: usize = 4;
+
+fn describe(value: &Value, depth: usize, text: &mut String) {
+    let indent = "  ".repeat(depth);
+    let Value::Object(fields) = value else {
+        text.push_str(&format!("{indent}{}\n", cell(value)));
+        return;
+    };
+    for (name, value) in fields {
+        let name = tame(name);
+        match value {
+            Value::Object(inner) if !inner.is_empty() && depth < DEPTH_MAX => {
+                text.push_str(&format!("{indent}{name}:\n"));
+                describe(value, depth + 1, text);
+            }
+            Value::Array(items) if !items.is_empty() && items.iter().all(Value::is_object) => {
+                text.push_str(&format!("{indent}{name}:\n"));
+                for line in objects(items).lines() {
+                    text.push_str(&format!("{indent}  {line}\n"));
+                }
+            }
+            _ => text.push_str(&format!("{indent}{name}: {}\n", cell(value))),
+        }
+    }
+}
+
+/// A table whose columns are the fields of the objects, in the order they first appear.
+fn objects(items: &[Value]) -> String {
+    let mut columns: Vec<&str> = Vec::new();
+    for name in items.iter().filter_map(Value::as_object).flat_map(serde_json::Map::keys) {
+        if !columns.contains(&name.as_str()) {
+            columns.push(name);
+        }
+    }
+    let row = |item: &Value| columns.iter().map(|name| cell(item.get(*name).unwrap_or(&Value::Null))).collect();
+    table(&columns, &items.iter().map(row).collect::<Vec<_>>())
+}
+
+/// Without control characters, which could rewrite the terminal.
+fn tame(text: &str) -> String {
+    text.chars().map(|one| if one.is_control() { '\u{fffd}' } else { one }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn tables_align_and_stay_on_their_lines() {
+        let rows = vec![vec!["a".to_owned(), "1\n2".to_owned()], vec!["long".to_owned(), "3".to_owned()]];
+        assert_eq!(table(&["ID", "N"], &rows), "ID    N\na     1\u{fffd}2\nlong  3\n");
+    }
+
+    #[test]
+    fn any_json_reads() {
+        let value = json!({"chosen": "w", "why": {"x": 0.5}, "list": [{"a": 1}, {"a": 2, "b": null}], "none": []});
+        let expected = "chosen: w\nlist:\n  a  b\n  1  -\n  2  -\nnone: -\nwhy:\n  x: 0.5000\n";
+        assert_eq!(readable(&value), expected);
+    }
+}
