@@ -85,7 +85,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("axum", &["gateway", "telemetry", "mock-worker", "node"]),
     ("hyper", &["gateway", "upstream", "mock-worker", "telemetry", "benches"]),
     ("hyper-util", &["gateway", "upstream", "mock-worker", "telemetry", "smg", "benches"]),
-    ("hyper-rustls", &["upstream", "smg"]),
+    ("hyper-rustls", &["smg"]),
     ("rustls", &["gateway", "upstream", "node", "smg"]),
     ("tokio-rustls", &["gateway", "upstream", "smg"]),
     ("opentelemetry", &["telemetry"]),
