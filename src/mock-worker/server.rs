@@ -1,0 +1,95 @@
+//! A worker's life: listen, accept, stop.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio::{
+    net::TcpListener,
+    task::{JoinHandle, JoinSet},
+};
+
+use crate::{config::Config, connection, error::Error, faults::Faults, ledger::Ledger, worker::Worker};
+
+/// A running worker. Dropping it stops it.
+#[derive(Debug)]
+pub struct MockWorker {
+    address: SocketAddr,
+    url: String,
+    ledger: Ledger,
+    faults: Faults,
+    accepting: JoinHandle<()>,
+}
+
+impl MockWorker {
+    /// Starts a worker on the current runtime; it listens when this returns.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        if config.models.is_empty() {
+            return Err(Error::NoModel);
+        }
+        let address = SocketAddr::new(config.host, config.port);
+        let bind = |source| Error::Bind { address, source };
+        let listener = TcpListener::bind(address).await.map_err(bind)?;
+        let address = listener.local_addr().map_err(bind)?;
+        let worker = Arc::new(Worker::new(config));
+        let (ledger, faults) = (worker.ledger.clone(), worker.faults.clone());
+        let accepting = tokio::spawn(accept(listener, worker));
+        Ok(Self { address, url: format!("http://{address}"), ledger, faults, accepting })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where it listens, as a URL without a trailing slash.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What it was asked and what it did.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// What goes wrong.
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    /// Closes the listener and every connection, as a killed process would.
+    pub async fn stop(mut self) {
+        self.accepting.abort();
+        // Only a cancellation can be reported, and that was asked for.
+        let _ = (&mut self.accepting).await;
+    }
+}
+
+impl Drop for MockWorker {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Owns the connections: they end with this task.
+async fn accept(listener: TcpListener, worker: Arc<Worker>) {
+    let mut connections = JoinSet::new();
+    let mut number = 0;
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) if connections.len() < worker.config.limits.connections_max => {
+                    number += 1;
+                    connections.spawn(connection::serve(Arc::clone(&worker), stream, number));
+                }
+                Ok(_) => tracing::warn!(open = connections.len(), "too many connections, closed one"),
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+/// A pause after a failed accept, which is mostly a lack of descriptors that passes.
+const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);

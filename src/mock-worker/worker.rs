@@ -1,0 +1,156 @@
+//! What the connections of one worker share.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde_json::{Value, json};
+use smg_base::hash;
+
+use crate::{
+    config::{Config, Dialect},
+    faults::Faults,
+    http1::BadRequest,
+    ledger::Ledger,
+    reply::Plain,
+};
+
+/// One worker.
+pub(crate) struct Worker {
+    pub(crate) config: Config,
+    pub(crate) ledger: Ledger,
+    pub(crate) faults: Faults,
+    /// Fields that every head has, with their line ends.
+    pub(crate) identity: String,
+    ids: AtomicU64,
+}
+
+impl Worker {
+    pub(crate) fn new(config: Config) -> Self {
+        let server = match config.dialect {
+            Dialect::Vllm | Dialect::Sglang => "uvicorn",
+            Dialect::Openai | Dialect::Anthropic => "cloudflare",
+        };
+        let name: String = config.name.chars().filter(char::is_ascii_graphic).collect();
+        Self {
+            ledger: Ledger::new(config.limits.ledger_entries_max),
+            faults: Faults::new(config.faults.clone(), config.limits.rules_max),
+            identity: format!("server: {server}\r\nx-mock-worker: {name}\r\n"),
+            ids: AtomicU64::new(0),
+            config,
+        }
+    }
+
+    /// How much of a body is kept.
+    pub(crate) fn body_bytes_kept(&self) -> usize {
+        if self.config.bench.is_some() { BENCH_BODY_BYTES_MAX } else { self.config.limits.body_bytes_max }
+    }
+
+    /// A fresh id that begins with `prefix`.
+    pub(crate) fn fresh_id(&self, prefix: &str) -> String {
+        let number = self.ids.fetch_add(1, Ordering::Relaxed);
+        let seed = hash::stable64(self.config.name.as_bytes());
+        format!("{prefix}{:016x}{number:08x}", hash::mix(seed, number))
+    }
+
+    /// An answer in JSON.
+    pub(crate) fn json(&self, status: u16, body: &Value) -> Plain {
+        Plain { status, content_type: "application/json", fields: self.fields(), body: body.to_string().into_bytes() }
+    }
+
+    /// An error in the dialect's shape.
+    pub(crate) fn error(&self, status: u16, message: &str) -> Plain {
+        self.json(status, &self.error_body(status, message))
+    }
+
+    /// The body of an error in the dialect's shape.
+    pub(crate) fn error_body(&self, status: u16, message: &str) -> Value {
+        match self.config.dialect {
+            Dialect::Vllm => json!({"error": {
+                "message": message, "type": python_error(status), "param": null, "code": status,
+            }}),
+            Dialect::Sglang => json!({
+                "object": "error", "message": message, "type": python_error(status), "param": null, "code": status,
+            }),
+            Dialect::Openai => json!({"error": {
+                "message": message, "type": openai_error(status), "param": null, "code": null,
+            }}),
+            Dialect::Anthropic => json!({
+                "type": "error",
+                "error": {"type": anthropic_error(status), "message": message},
+                "request_id": self.fresh_id("req_"),
+            }),
+        }
+    }
+
+    /// The answer to a request that cannot be read.
+    pub(crate) fn refusal(&self, why: BadRequest) -> Plain {
+        self.error(why.status(), "the request cannot be read")
+    }
+
+    /// The answer to a path that the dialect does not have.
+    pub(crate) fn unknown_path(&self, status: u16, path: &str) -> Plain {
+        match self.config.dialect {
+            Dialect::Vllm | Dialect::Sglang => {
+                let detail = if status == 405 { "Method Not Allowed" } else { "Not Found" };
+                self.json(status, &json!({ "detail": detail }))
+            }
+            Dialect::Openai => self.error(status, &format!("Invalid URL ({path})")),
+            Dialect::Anthropic => self.error(status, "Not found"),
+        }
+    }
+
+    /// Fields that the dialect adds to its heads.
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        match self.config.dialect {
+            Dialect::Vllm | Dialect::Sglang => Vec::new(),
+            Dialect::Openai => {
+                vec![("x-request-id", self.fresh_id("req_")), ("openai-version", "2020-10-01".to_owned())]
+            }
+            Dialect::Anthropic => vec![("request-id", self.fresh_id("req_"))],
+        }
+    }
+}
+
+/// Bytes of a body that the bench mode keeps, to find the `stream` field in.
+const BENCH_BODY_BYTES_MAX: usize = 4096;
+
+/// Seconds since the Unix epoch.
+pub(crate) fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn python_error(status: u16) -> &'static str {
+    match status {
+        400 | 413 | 422 => "BadRequestError",
+        401 | 403 => "AuthenticationError",
+        404 => "NotFoundError",
+        429 => "RateLimitError",
+        503 => "ServiceUnavailableError",
+        _ => "InternalServerError",
+    }
+}
+
+fn openai_error(status: u16) -> &'static str {
+    match status {
+        401 | 403 => "authentication_error",
+        404 => "not_found_error",
+        429 => "rate_limit_error",
+        400..=499 => "invalid_request_error",
+        _ => "server_error",
+    }
+}
+
+fn anthropic_error(status: u16) -> &'static str {
+    match status {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        529 | 503 => "overloaded_error",
+        400..=499 => "invalid_request_error",
+        _ => "api_error",
+    }
+}
