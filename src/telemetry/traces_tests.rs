@@ -31,7 +31,7 @@ struct Collector {
 
 impl Collector {
     fn start() -> Self {
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let runtime = Runtime::new().expect("a runtime");
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
         let address = listener.local_addr().expect("an address");
         let exports = Arc::new(Mutex::new(Vec::new()));
@@ -90,9 +90,10 @@ fn caller() -> HeaderMap {
     ])
 }
 
-fn traceparent(headers: &HeaderMap) -> Vec<String> {
+fn traceparent(headers: &HeaderMap) -> [String; 4] {
     let value = headers.get("traceparent").expect("a traceparent").to_str().expect("text");
-    value.split('-').map(str::to_owned).collect()
+    let parts: Vec<_> = value.split('-').map(str::to_owned).collect();
+    parts.try_into().expect("four parts")
 }
 
 #[test]
@@ -131,7 +132,7 @@ fn spans_reach_the_collector_with_their_attributes_and_their_caller() {
     }
     assert!(collector.holds(&bytes(CALLER_TRACE)) && collector.holds(&bytes(CALLER_SPAN)), "it has its caller's ids");
 
-    let [_, trace, span, flags] = traceparent(&injected).try_into().expect("four parts");
+    let [_, trace, span, flags] = traceparent(&injected);
     assert_eq!((trace.as_str(), flags.as_str()), (CALLER_TRACE, "01"));
     assert_ne!(span, CALLER_SPAN);
     assert!(collector.holds(&bytes(&span)), "the worker is told the span that was exported");
@@ -149,7 +150,7 @@ fn a_span_without_a_caller_begins_a_trace() {
             (hooks.adopt)(&headers, &span);
             let mut outgoing = headers.clone();
             (hooks.inject)(&span, &mut outgoing);
-            let [_, trace, ..] = traceparent(&outgoing).try_into().expect("four parts");
+            let [_, trace, ..] = traceparent(&outgoing);
             assert_ne!(trace, CALLER_TRACE);
             assert!(!outgoing.contains_key("tracestate"), "it belongs to the trace that was not adopted");
         });

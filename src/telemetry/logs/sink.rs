@@ -5,7 +5,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -82,10 +82,7 @@ fn write_all(messages: &Receiver<Message>, output: impl Write, lost: &AtomicU64)
         // Lines are written together as long as more wait, so a burst costs few system calls.
         while let Some(message) = next {
             write(&mut output, message, lost);
-            next = match messages.try_recv() {
-                Ok(message) => Some(message),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-            };
+            next = messages.try_recv().ok();
         }
         if output.flush().is_err() {
             lost.fetch_add(1, Ordering::Relaxed);
