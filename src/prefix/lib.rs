@@ -1,1 +1,22 @@
-//! (skeleton)
+//! Which worker holds the key-value cache of which prefix.
+//!
+//! A prompt's text is cut into chunks and hashed into a chain ([`Chunker`]): the hash of a chunk covers everything
+//! before it, so two prompts share a chunk's hash exactly when they share the whole text up to its end. The
+//! [`PrefixIndex`] remembers, per worker, the chains dispatched to it, and forgets the least recently used chunks once
+//! they exceed what the worker's engine can hold, as the engine itself does. It is a prediction: it never claims more
+//! than was dispatched, and [`PrefixIndex::calibrate`] says how far engines bear it out.
+//!
+//! The index is a radix tree over the hashes, compressed to runs. Because a chained hash names its whole path, the table from
+//! a run's first hash to the run is the tree: there are no child pointers, and a lookup costs one probe and one bisection a
+//! run, not one probe a chunk.
+//!
+//! This crate does not know what a worker is beyond its id, nor what a prompt is beyond its text.
+
+mod chunk;
+mod index;
+mod ledger;
+mod recency;
+mod run;
+
+pub use chunk::{CHUNK_BYTES, CHUNKS_MAX, Chunker, HEAD_BYTES, TextKey};
+pub use index::{Found, Held, IndexSize, PrefixIndex};
