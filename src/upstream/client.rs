@@ -11,7 +11,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use smg_base::WorkerId;
-use smg_fleet::{Engine, Origin, Worker, WorkerUrl};
+use smg_fleet::{Origin, Worker, WorkerUrl};
 use smg_infer::{Dispatched, Failure, FailureCode};
 use smg_runtime::{Phase, Shutdown, metrics::Registrar};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -118,16 +118,9 @@ impl Upstream {
         self.inner.send(&destination, request).await
     }
 
-    /// As [`Self::send`], to a worker of which it is not yet known, or only guessed, what it is.
-    pub(crate) async fn send_as(
-        &self,
-        worker: &Worker,
-        engine: Engine,
-        outbound: Outbound,
-    ) -> Result<Response<ResponseBody>, Failure> {
-        let destination = self.destination(worker);
-        let request = destination.request(outbound, engine)?;
-        self.inner.send(&destination, request).await
+    /// The rules for workers registered through the admin API.
+    pub fn rules(&self) -> Arc<UrlRules> {
+        self.inner.api_rules.clone()
     }
 
     /// Whether a worker brought in by `origin` may be at `url`.

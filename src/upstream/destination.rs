@@ -135,12 +135,14 @@ impl Destination {
             return;
         };
         // The caller's key is for the gateway; the worker gets its own and nothing else.
-        if engine == Engine::Anthropic {
-            headers.remove(header::AUTHORIZATION);
-            headers.insert(X_API_KEY, key.plain.clone());
-        } else {
-            headers.remove(X_API_KEY);
+        headers.remove(header::AUTHORIZATION);
+        headers.remove(X_API_KEY);
+        if engine != Engine::Anthropic {
             headers.insert(header::AUTHORIZATION, key.bearer.clone());
+        }
+        // As long as it is not known what the worker is, it gets its key in both forms.
+        if matches!(engine, Engine::Anthropic | Engine::Unknown) {
+            headers.insert(X_API_KEY, key.plain.clone());
         }
     }
 

@@ -1,7 +1,7 @@
 //! What is counted here. Requests and their outcomes are counted by whoever makes them.
 
-use prometheus::{GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
-use smg_runtime::metrics::{Registrar, SHORT_BUCKETS};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+use smg_runtime::metrics::{DURATION_BUCKETS, Registrar, SHORT_BUCKETS};
 
 /// The metrics of the way to workers.
 pub(crate) struct Metrics {
@@ -15,16 +15,6 @@ pub(crate) struct Metrics {
     pub(crate) health_check_seconds: Histogram,
     pub(crate) detections: IntCounterVec,
     pub(crate) load_polls: IntCounterVec,
-    pub(crate) engine: EngineMetrics,
-}
-
-/// What engines say of their load, by worker, model and data-parallel rank.
-pub(crate) struct EngineMetrics {
-    pub(crate) running: IntGaugeVec,
-    pub(crate) waiting: IntGaugeVec,
-    pub(crate) token_usage: GaugeVec,
-    pub(crate) throughput: GaugeVec,
-    pub(crate) cache_hit_rate: GaugeVec,
 }
 
 impl Metrics {
@@ -59,7 +49,7 @@ impl Metrics {
             health_check_seconds: registrar.histogram(
                 "smg_worker_health_check_seconds",
                 "How long health checks of workers took.",
-                smg_runtime::metrics::DURATION_BUCKETS,
+                DURATION_BUCKETS,
             ),
             detections: registrar.counter_vec(
                 "smg_worker_detections_total",
@@ -70,36 +60,6 @@ impl Metrics {
                 "smg_worker_load_polls_total",
                 "Polls of the engines' own load figures by their outcome.",
                 &["result"],
-            ),
-            engine: EngineMetrics::new(registrar),
-        }
-    }
-}
-
-impl EngineMetrics {
-    fn new(registrar: &Registrar) -> Self {
-        let labels = &["worker", "model", "dp_rank"];
-        Self {
-            running: registrar.gauge_vec(
-                "smg_engine_running_requests",
-                "Requests an engine says it is working on.",
-                labels,
-            ),
-            waiting: registrar.gauge_vec("smg_engine_waiting_requests", "Requests an engine says wait in it.", labels),
-            token_usage: registrar.float_gauge_vec(
-                "smg_engine_token_usage",
-                "The used share of an engine's KV cache, 0 to 1.",
-                labels,
-            ),
-            throughput: registrar.float_gauge_vec(
-                "smg_engine_gen_throughput",
-                "Tokens an engine generates per second.",
-                labels,
-            ),
-            cache_hit_rate: registrar.float_gauge_vec(
-                "smg_engine_cache_hit_rate",
-                "The share of prompt tokens an engine found in its cache, 0 to 1.",
-                labels,
             ),
         }
     }
