@@ -1,0 +1,433 @@
+//! What routing and limits need from a request's body, in one pass that borrows from it.
+//!
+//! The pass checks that the body is JSON, refuses a field that is given twice if it is one of those read (two parsers could
+//! choose differently) and says where values stand, so that [`crate::edit`] can change them in place. Fields that are not
+//! read are left to the engine, whatever they hold.
+
+mod gather;
+mod render;
+
+use std::{borrow::Cow, ops::Range};
+
+use crate::{
+    Endpoint,
+    json::{Broken, Cursor, Kind, Numbers, Text},
+};
+
+use gather::{Gathered, Section};
+
+/// What a body says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peek<'a> {
+    /// The model asked for.
+    pub model: Option<Field<Cow<'a, str>>>,
+    /// Whether the answer is to be streamed.
+    pub stream: bool,
+    /// Where the value of `stream_options` stands.
+    pub stream_options: Option<Range<usize>>,
+    /// `stream_options.include_usage`.
+    pub include_usage: Option<bool>,
+    /// The most tokens to generate, under whatever name.
+    pub max_tokens: Option<u64>,
+    /// How many answers are asked for.
+    pub n: Option<u64>,
+    /// The response that this one follows.
+    pub previous_response_id: Option<Cow<'a, str>>,
+    /// The conversation that this request belongs to.
+    pub conversation: Option<Cow<'a, str>>,
+    /// OpenAI's `user`.
+    pub user: Option<Cow<'a, str>>,
+    /// OpenAI's `prompt_cache_key`.
+    pub prompt_cache_key: Option<Cow<'a, str>>,
+    /// Anthropic's `metadata.user_id`.
+    pub metadata_user_id: Option<Cow<'a, str>>,
+    /// How many messages, input items, prompts or documents there are.
+    pub messages_or_input_items: usize,
+    /// Bytes of text that the model will read.
+    pub text_bytes: usize,
+    /// How many token ids were given in place of text.
+    pub token_ids: usize,
+    /// How many members the body's object has.
+    pub members: usize,
+    /// Where the closing brace of the body's object stands.
+    pub object_end: usize,
+}
+
+/// A value and where it stands in the body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Field<T> {
+    /// The value.
+    pub value: T,
+    /// Where its JSON stands, quotes included.
+    pub span: Range<usize>,
+}
+
+/// Why a body is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct PeekError {
+    /// A sentence for the client.
+    pub message: Cow<'static, str>,
+    /// The field at fault.
+    pub param: Option<&'static str>,
+}
+
+/// Reads `body`, the body of a request to `endpoint`.
+///
+/// `text` is given the canonical rendering of everything the model will read: tools, then the system prompt, then each message
+/// with its role, whatever the dialect and the order of fields. What it is given for a later turn of a conversation begins
+/// with what it was given for an earlier one. It is called only if the body is sound. A rendering ends early when a body has
+/// tens of thousands of parts.
+pub fn peek<'a>(endpoint: Endpoint, body: &'a [u8], text: Option<&mut dyn FnMut(&str)>) -> Result<Peek<'a>, PeekError> {
+    let body = str::from_utf8(body)
+        .map_err(|error| PeekError::new(format!("the body is not UTF-8 at byte {}", error.valid_up_to())))?;
+    let mut cursor = Cursor::new(body, Numbers::Strict);
+    if !matches!(cursor.kind(), Ok(Kind::Object)) {
+        return Err(PeekError::new("the body is not a JSON object"));
+    }
+    let mut reader = Reader { endpoint, seen: 0, peek: Peek::default(), gathered: Gathered::default() };
+    let closed = cursor.object(|cursor, name| reader.member(cursor, name))?;
+    cursor.end()?;
+    let Reader { mut peek, gathered, .. } = reader;
+    peek.members = closed.members;
+    peek.object_end = closed.end;
+    peek.messages_or_input_items = gathered.items;
+    peek.token_ids = gathered.token_ids;
+    peek.text_bytes = gathered.text_bytes;
+    if let Some(sink) = text {
+        render::render(&gathered, sink);
+    }
+    Ok(peek)
+}
+
+struct Reader<'a> {
+    endpoint: Endpoint,
+    /// One bit for each [`Key`].
+    seen: u32,
+    peek: Peek<'a>,
+    gathered: Gathered<'a>,
+}
+
+/// A field of the body that is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Key {
+    Model,
+    Stream,
+    StreamOptions,
+    MaxTokens,
+    MaxCompletionTokens,
+    SamplingParams,
+    N,
+    PreviousResponseId,
+    Conversation,
+    User,
+    PromptCacheKey,
+    Metadata,
+    /// Names a part of the cache apart from others.
+    Salt,
+    Adapter,
+    Tools,
+    Functions,
+    Instructions,
+    Messages,
+    Input,
+    Prompt,
+    TokenIds,
+    Query,
+    Documents,
+    Media,
+}
+
+impl Key {
+    /// The key of a field's name at an endpoint, with the name as it is told to clients.
+    fn of(endpoint: Endpoint, name: &str) -> Option<(Self, &'static str)> {
+        if let Some(key) = Self::of_every_endpoint(name) {
+            return Some(key);
+        }
+        match endpoint {
+            Endpoint::ChatCompletions => Self::of_openai(name).or_else(|| Self::of_chat(name)),
+            Endpoint::Completions => Self::of_openai(name).or_else(|| Self::of_prompts(name)),
+            Endpoint::Responses => Self::of_responses(name),
+            Endpoint::Messages | Endpoint::CountTokens => Self::of_messages(name),
+            Endpoint::Generate => Self::of_generate(name),
+            Endpoint::Embeddings | Endpoint::Classify => Self::of_chat(name).or_else(|| Self::of_prompts(name)),
+            Endpoint::Tokenize | Endpoint::Detokenize => Self::of_chat(name).or_else(|| Self::of_prompts(name)),
+            Endpoint::RerankV1 | Endpoint::Rerank | Endpoint::Score => Self::of_pairs(name),
+            Endpoint::Transcriptions => None,
+        }
+    }
+
+    fn of_every_endpoint(name: &str) -> Option<(Self, &'static str)> {
+        Some(match name {
+            "model" => (Self::Model, "model"),
+            "user" => (Self::User, "user"),
+            "cache_salt" => (Self::Salt, "cache_salt"),
+            "lora_path" => (Self::Adapter, "lora_path"),
+            _ => return None,
+        })
+    }
+
+    fn of_openai(name: &str) -> Option<(Self, &'static str)> {
+        Some(match name {
+            "stream" => (Self::Stream, "stream"),
+            "stream_options" => (Self::StreamOptions, "stream_options"),
+            "max_tokens" => (Self::MaxTokens, "max_tokens"),
+            "max_completion_tokens" => (Self::MaxCompletionTokens, "max_completion_tokens"),
+            "n" => (Self::N, "n"),
+            "prompt_cache_key" => (Self::PromptCacheKey, "prompt_cache_key"),
+            _ => return None,
+        })
+    }
+
+    fn of_chat(name: &str) -> Option<(Self, &'static str)> {
+        Some(match name {
+            "messages" => (Self::Messages, "messages"),
+            "tools" => (Self::Tools, "tools"),
+            "functions" => (Self::Functions, "functions"),
+            _ => return None,
+        })
+    }
+
+    fn of_prompts(name: &str) -> Option<(Self, &'static str)> {
+        Some(match name {
+            "prompt" => (Self::Prompt, "prompt"),
+            "input" => (Self::Prompt, "input"),
+            "text" => (Self::Prompt, "text"),
+            "content" => (Self::Prompt, "content"),
+            "input_ids" => (Self::TokenIds, "input_ids"),
+            "tokens" => (Self::TokenIds, "tokens"),
+            _ => return None,
+        })
+    }
+
+    fn of_responses(name: &str) -> Option<(Self, &'static str)> {
+        Some(match name {
+            "stream" => (Self::Stream, "stream"),
+            "max_output_tokens" => (Self::MaxTokens, "max_output_tokens"),
+            "previous_response_id" => (Self::PreviousResponseId, "previous_response_id"),
+            "conversation" => (Self::Conversation, "conversation"),
+            "prompt_cache_key" => (Self::PromptCacheKey, "prompt_cache_key"),
+            "tools" => (Self::Tools, "tools"),
+            "instructions" => (Self::Instructions, "instructions"),
+            "input" => (Self::Input, "input"),
+            _ => return None,
+        })
+    }
+
+    fn of_messages(name: &str) -> Option<(Self, &'static str)> {
+        Some(match name {
+            "stream" => (Self::Stream, "stream"),
+            "max_tokens" => (Self::MaxTokens, "max_tokens"),
+            "metadata" => (Self::Metadata, "metadata"),
+            "tools" => (Self::Tools, "tools"),
+            "system" => (Self::Instructions, "system"),
+            "messages" => (Self::Messages, "messages"),
+            _ => return None,
+        })
+    }
+
+    fn of_generate(name: &str) -> Option<(Self, &'static str)> {
+        Some(match name {
+            "stream" => (Self::Stream, "stream"),
+            "sampling_params" => (Self::SamplingParams, "sampling_params"),
+            "text" => (Self::Prompt, "text"),
+            "input_ids" => (Self::TokenIds, "input_ids"),
+            "image_data" => (Self::Media, "image_data"),
+            _ => return None,
+        })
+    }
+
+    fn of_pairs(name: &str) -> Option<(Self, &'static str)> {
+        Some(match name {
+            "query" => (Self::Query, "query"),
+            "queries" => (Self::Query, "queries"),
+            "text_1" => (Self::Query, "text_1"),
+            "documents" => (Self::Documents, "documents"),
+            "items" => (Self::Documents, "items"),
+            "text_2" => (Self::Documents, "text_2"),
+            _ => return None,
+        })
+    }
+}
+
+impl<'a> Reader<'a> {
+    fn member(&mut self, cursor: &mut Cursor<'a>, name: Text<'a>) -> Result<(), PeekError> {
+        let Some((key, param)) = Key::of(self.endpoint, &name.decode()) else {
+            cursor.skip()?;
+            return Ok(());
+        };
+        let bit = 1 << key as u32;
+        if self.seen & bit != 0 {
+            return Err(PeekError::at(param, format!("'{param}', or another name of it, is given twice")));
+        }
+        self.seen |= bit;
+        if cursor.kind()? == Kind::Null && key != Key::StreamOptions {
+            cursor.skip()?;
+            return Ok(());
+        }
+        match key {
+            Key::Model => self.peek.model = Some(model(cursor)?),
+            Key::Stream => self.peek.stream = boolean(cursor, param)?,
+            Key::StreamOptions => self.stream_options(cursor)?,
+            Key::MaxTokens if self.seen & 1 << Key::MaxCompletionTokens as u32 != 0 => drop(count(cursor, param)?),
+            Key::MaxTokens | Key::MaxCompletionTokens => self.peek.max_tokens = count(cursor, param)?,
+            Key::SamplingParams => self.sampling_params(cursor)?,
+            Key::N => self.peek.n = count(cursor, param)?,
+            Key::PreviousResponseId => self.peek.previous_response_id = Some(string(cursor, param)?.decode()),
+            Key::Conversation => self.peek.conversation = conversation(cursor)?,
+            Key::User => self.peek.user = Some(string(cursor, param)?.decode()),
+            Key::PromptCacheKey => self.peek.prompt_cache_key = Some(string(cursor, param)?.decode()),
+            Key::Metadata => self.peek.metadata_user_id = metadata_user_id(cursor)?,
+            _ => self.text(key, cursor, param)?,
+        }
+        Ok(())
+    }
+
+    /// The fields whose values the model reads.
+    fn text(&mut self, key: Key, cursor: &mut Cursor<'a>, param: &'static str) -> Result<(), PeekError> {
+        let gathered = &mut self.gathered;
+        match key {
+            Key::Salt | Key::Adapter => gathered.label(Section::Salt, cursor)?,
+            Key::Tools | Key::Functions => gathered.tools(cursor)?,
+            Key::Instructions => gathered.instructions(cursor)?,
+            Key::Messages => {
+                expect(cursor, Kind::Array, param, "must be an array")?;
+                gathered.messages(cursor, param)?;
+            }
+            Key::Input => gathered.input(cursor, param)?,
+            Key::Prompt | Key::TokenIds => gathered.prompts(Section::Conversation, cursor)?,
+            Key::Query => gathered.prompts(Section::System, cursor)?,
+            Key::Documents => gathered.prompts(Section::Conversation, cursor)?,
+            Key::Media => gathered.media(Section::System, cursor)?,
+            _ => drop(cursor.skip()?),
+        }
+        Ok(())
+    }
+
+    fn stream_options(&mut self, cursor: &mut Cursor<'a>) -> Result<(), PeekError> {
+        let start = cursor.position();
+        if cursor.kind()? == Kind::Null {
+            self.peek.stream_options = Some(cursor.skip()?);
+            return Ok(());
+        }
+        expect(cursor, Kind::Object, "stream_options", "must be an object")?;
+        let mut include_usage = None;
+        let closed = cursor.object(|cursor, name| {
+            if name.decode() != "include_usage" || cursor.kind()? == Kind::Null {
+                cursor.skip()?;
+                return Ok(());
+            }
+            let param = "stream_options.include_usage";
+            if include_usage.is_some() {
+                return Err(PeekError::at(param, format!("'{param}' is given twice")));
+            }
+            include_usage = Some(boolean(cursor, param)?);
+            Ok(())
+        })?;
+        self.peek.include_usage = include_usage;
+        self.peek.stream_options = Some(start..closed.end + 1);
+        Ok(())
+    }
+
+    /// SGLang's settings; a list of them, one for each prompt, is left to the engine.
+    fn sampling_params(&mut self, cursor: &mut Cursor<'a>) -> Result<(), PeekError> {
+        if cursor.kind()? != Kind::Object {
+            cursor.skip()?;
+            return Ok(());
+        }
+        cursor.object(|cursor, name| {
+            match &*name.decode() {
+                "max_new_tokens" => self.peek.max_tokens = cursor.count_or_skip()?,
+                "n" => self.peek.n = cursor.count_or_skip()?,
+                _ => drop(cursor.skip()?),
+            }
+            Ok::<(), Broken>(())
+        })?;
+        Ok(())
+    }
+}
+
+fn expect(cursor: &mut Cursor<'_>, kind: Kind, param: &'static str, must: &str) -> Result<(), PeekError> {
+    if cursor.kind()? == kind { Ok(()) } else { Err(PeekError::at(param, format!("'{param}' {must}"))) }
+}
+
+fn model<'a>(cursor: &mut Cursor<'a>) -> Result<Field<Cow<'a, str>>, PeekError> {
+    let text = string(cursor, "model")?;
+    let end = cursor.position();
+    Ok(Field { span: end - text.raw().len() - 2..end, value: text.decode() })
+}
+
+fn string<'a>(cursor: &mut Cursor<'a>, param: &'static str) -> Result<Text<'a>, PeekError> {
+    expect(cursor, Kind::String, param, "must be a string")?;
+    Ok(cursor.string()?)
+}
+
+fn boolean(cursor: &mut Cursor<'_>, param: &'static str) -> Result<bool, PeekError> {
+    expect(cursor, Kind::Bool, param, "must be true or false")?;
+    let span = cursor.skip()?;
+    Ok(cursor.slice(span) == "true")
+}
+
+/// A count; one that is no whole number or below zero is left to the engine, for some give these a meaning.
+fn count(cursor: &mut Cursor<'_>, param: &'static str) -> Result<Option<u64>, PeekError> {
+    expect(cursor, Kind::Number, param, "must be an integer")?;
+    Ok(cursor.count_or_skip()?)
+}
+
+/// A conversation is named by its id or by an object with that id.
+fn conversation<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Cow<'a, str>>, PeekError> {
+    if cursor.kind()? == Kind::String {
+        return Ok(Some(cursor.string()?.decode()));
+    }
+    expect(cursor, Kind::Object, "conversation", "must be a string or an object")?;
+    string_member(cursor, "id", "conversation.id")
+}
+
+fn metadata_user_id<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Cow<'a, str>>, PeekError> {
+    expect(cursor, Kind::Object, "metadata", "must be an object")?;
+    string_member(cursor, "user_id", "metadata.user_id")
+}
+
+fn string_member<'a>(
+    cursor: &mut Cursor<'a>,
+    wanted: &str,
+    param: &'static str,
+) -> Result<Option<Cow<'a, str>>, PeekError> {
+    let mut found = None;
+    cursor.object(|cursor, name| {
+        if name.decode() != wanted || cursor.kind()? == Kind::Null {
+            cursor.skip()?;
+            return Ok(());
+        }
+        if found.is_some() {
+            return Err(PeekError::at(param, format!("'{param}' is given twice")));
+        }
+        found = Some(string(cursor, param)?.decode());
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+impl PeekError {
+    fn new(message: impl Into<Cow<'static, str>>) -> Self {
+        Self { message: message.into(), param: None }
+    }
+
+    fn at(param: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { message: message.into(), param: Some(param) }
+    }
+}
+
+impl From<Broken> for PeekError {
+    fn from(broken: Broken) -> Self {
+        Self::new(match broken {
+            Broken::Syntax(at) => format!("the body is not valid JSON at byte {at}"),
+            Broken::TooDeep(at) => {
+                format!("the body is nested deeper than {} levels at byte {at}", crate::json::DEPTH_MAX)
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
