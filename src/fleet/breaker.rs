@@ -295,3 +295,312 @@ impl Machine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Barrier,
+            atomic::{AtomicUsize, Ordering::SeqCst},
+        },
+        thread,
+    };
+
+    use proptest::prelude::*;
+    use smg_base::{Random, SplitMix};
+
+    use super::*;
+    use crate::{
+        Ticket, Worker,
+        testing::{at, trusted_worker},
+    };
+
+    const CONFIG: BreakerConfig = BreakerConfig {
+        enabled: true,
+        failure_threshold: 3,
+        success_threshold: 2,
+        open_for: Duration::from_secs(10),
+        window: Duration::from_secs(100),
+    };
+
+    /// Runs one request from start to end at one moment.
+    fn request(worker: &Worker, outcome: Outcome, now: Timestamp) -> Option<BreakerTransition> {
+        worker.admit(now).expect("the breaker lets it through").record(outcome, now)
+    }
+
+    fn opened(now: Timestamp) -> std::sync::Arc<Worker> {
+        let worker = trusted_worker(CONFIG);
+        for _ in 0..CONFIG.failure_threshold {
+            request(&worker, Outcome::Failure, now);
+        }
+        assert_eq!(worker.state.breaker.state(), BreakerState::Open);
+        worker
+    }
+
+    #[test]
+    fn only_failures_in_a_row_within_the_window_open_it() {
+        use Outcome::{Failure, Neutral, Success};
+        let check = |outcomes: &[(u64, Outcome)], expected| {
+            let worker = trusted_worker(CONFIG);
+            for &(seconds, outcome) in outcomes {
+                request(&worker, outcome, at(seconds));
+            }
+            assert_eq!(worker.state.breaker.state(), expected, "{outcomes:?}");
+        };
+        check(&[(0, Failure), (1, Failure), (2, Failure)], BreakerState::Open);
+        check(&[(0, Failure), (1, Failure), (2, Success), (3, Failure)], BreakerState::Closed);
+        check(&[(0, Failure), (1, Neutral), (2, Failure), (3, Neutral), (4, Failure)], BreakerState::Open);
+        check(&[(0, Failure), (50, Failure), (100, Failure)], BreakerState::Open);
+        check(&[(0, Failure), (50, Failure), (101, Failure)], BreakerState::Closed);
+        check(&[(0, Failure), (50, Failure), (101, Failure), (102, Failure), (103, Failure)], BreakerState::Open);
+        check(&[(0, Neutral); 50], BreakerState::Closed);
+    }
+
+    #[test]
+    fn it_opens_probes_and_closes() {
+        let worker = opened(at(0));
+        let breaker = &worker.state.breaker;
+        assert!(!breaker.would_admit(at(9)) && worker.admit(at(9)).is_none());
+        assert!(breaker.would_admit(at(10)) && worker.is_available(at(10)));
+
+        let probe = worker.admit(at(10)).unwrap();
+        let half_opened = BreakerTransition { from: BreakerState::Open, to: BreakerState::HalfOpen };
+        assert_eq!(probe.transition(), Some(half_opened));
+        assert!(!breaker.would_admit(at(10)) && worker.admit(at(99)).is_none(), "one probe at a time");
+        assert_eq!(probe.record(Outcome::Success, at(11)), None);
+        assert_eq!(breaker.consecutive_successes(), 1);
+        let closed = BreakerTransition { from: BreakerState::HalfOpen, to: BreakerState::Closed };
+        assert_eq!(request(&worker, Outcome::Success, at(12)), Some(closed));
+        assert_eq!((breaker.consecutive_failures(), breaker.consecutive_successes()), (0, 0));
+    }
+
+    #[test]
+    fn a_failed_probe_opens_it_again_for_the_whole_time() {
+        let worker = opened(at(0));
+        request(&worker, Outcome::Success, at(10));
+        let reopened = BreakerTransition { from: BreakerState::HalfOpen, to: BreakerState::Open };
+        assert_eq!(request(&worker, Outcome::Failure, at(15)), Some(reopened));
+        assert!(worker.admit(at(24)).is_none());
+        request(&worker, Outcome::Success, at(25));
+        assert_eq!(worker.state.breaker.consecutive_successes(), 1, "the successes before do not count");
+    }
+
+    #[test]
+    fn a_dropped_probe_is_neutral_and_frees_the_slot() {
+        let worker = opened(at(0));
+        for _ in 0..100 {
+            drop(worker.admit(at(10)).unwrap());
+            assert_eq!(request(&worker, Outcome::Neutral, at(10)), None);
+        }
+        assert_eq!(worker.state.breaker.state(), BreakerState::HalfOpen);
+        request(&worker, Outcome::Success, at(10));
+        request(&worker, Outcome::Success, at(10));
+        assert_eq!(worker.state.breaker.state(), BreakerState::Closed);
+    }
+
+    #[test]
+    fn stragglers_of_an_earlier_phase_change_nothing() {
+        let worker = trusted_worker(CONFIG);
+        let mut stragglers: Vec<_> = (0..5).map(|_| worker.admit(at(0)).unwrap()).collect();
+        for _ in 0..3 {
+            request(&worker, Outcome::Failure, at(0));
+        }
+        assert_eq!(stragglers.pop().unwrap().record(Outcome::Failure, at(9)), None);
+        assert_eq!(stragglers.pop().unwrap().record(Outcome::Success, at(9)), None);
+        let probe = worker.admit(at(10)).expect("the late failure did not prolong the open phase");
+        assert_eq!(stragglers.pop().unwrap().record(Outcome::Failure, at(10)), None);
+        assert!(worker.admit(at(10)).is_none(), "a straggler does not free the probe's slot");
+        probe.record(Outcome::Success, at(10));
+        request(&worker, Outcome::Success, at(10));
+        for straggler in stragglers {
+            straggler.record(Outcome::Failure, at(11));
+        }
+        assert_eq!(worker.state.breaker.consecutive_failures(), 0);
+    }
+
+    #[test]
+    fn no_breaker_lets_everything_through() {
+        let worker = trusted_worker(BreakerConfig { enabled: false, ..CONFIG });
+        for _ in 0..100 {
+            assert_eq!(request(&worker, Outcome::Failure, at(0)), None);
+        }
+        let worker = opened(at(0));
+        worker.state.breaker.reconfigure(BreakerConfig { enabled: false, ..CONFIG });
+        assert!(worker.is_available(at(0)), "switched off while open");
+        worker.state.breaker.reconfigure(CONFIG);
+        assert!(worker.is_available(at(0)));
+    }
+
+    #[test]
+    fn settings_and_clocks_at_their_ends_do_no_harm() {
+        let zeros = BreakerConfig {
+            failure_threshold: 0,
+            success_threshold: 0,
+            open_for: Duration::ZERO,
+            window: Duration::ZERO,
+            ..CONFIG
+        };
+        let worker = trusted_worker(zeros);
+        request(&worker, Outcome::Failure, at(0));
+        assert_eq!(worker.state.breaker.state(), BreakerState::Open);
+        request(&worker, Outcome::Success, at(0));
+        assert_eq!(worker.state.breaker.state(), BreakerState::Closed);
+        let worker = trusted_worker(BreakerConfig { failure_threshold: 1, open_for: Duration::MAX, ..CONFIG });
+        request(&worker, Outcome::Failure, at(1));
+        assert!(!worker.state.breaker.would_admit(at(1_000_000_000)));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Admit,
+        Record(usize, Outcome),
+        Drop(usize),
+        Wait(u64),
+        Reconfigure(bool),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let outcome =
+            prop_oneof![1 => Just(Outcome::Success), 3 => Just(Outcome::Failure), 1 => Just(Outcome::Neutral)];
+        let step = prop_oneof![
+            6 => Just(Step::Admit),
+            6 => (any::<usize>(), outcome).prop_map(|(index, outcome)| Step::Record(index, outcome)),
+            1 => any::<usize>().prop_map(Step::Drop),
+            2 => (0..12_u64).prop_map(Step::Wait),
+            1 => prop::bool::weighted(0.9).prop_map(Step::Reconfigure),
+        ];
+        prop::collection::vec(step, 0..300)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        /// Whatever happens in whatever order: the cheap answer is the true one, transitions are those of the
+        /// machine and are all reported, at most one probe is out, and afterwards the breaker can always be closed.
+        #[test]
+        fn any_interleaving_keeps_the_promises(steps in steps()) {
+            let worker = trusted_worker(CONFIG);
+            let breaker = &worker.state.breaker;
+            let mut tickets: Vec<(Ticket, bool)> = Vec::new();
+            let mut now = at(1);
+            let mut state = BreakerState::Closed;
+            for step in steps {
+                let mut seen = None;
+                match step {
+                    Step::Wait(seconds) => now = now + Duration::from_secs(seconds),
+                    Step::Admit => {
+                        let would = breaker.would_admit(now);
+                        let ticket = worker.admit(now);
+                        prop_assert_eq!(would, ticket.is_some());
+                        if let Some(ticket) = ticket {
+                            seen = ticket.transition();
+                            tickets.push((ticket, breaker.state() == BreakerState::HalfOpen));
+                        }
+                    }
+                    Step::Record(index, outcome) if !tickets.is_empty() => {
+                        seen = tickets.swap_remove(index % tickets.len()).0.record(outcome, now);
+                    }
+                    Step::Drop(index) if !tickets.is_empty() => drop(tickets.swap_remove(index % tickets.len())),
+                    Step::Record(..) | Step::Drop(_) => {}
+                    Step::Reconfigure(true) => breaker.reconfigure(CONFIG),
+                    Step::Reconfigure(false) => {
+                        breaker.reconfigure(BreakerConfig { enabled: false, ..CONFIG });
+                        breaker.reconfigure(CONFIG);
+                        state = BreakerState::Closed;
+                        tickets.iter_mut().for_each(|(_, is_probe)| *is_probe = false);
+                    }
+                }
+                if let Some(BreakerTransition { from, to }) = seen {
+                    prop_assert_eq!(from, state);
+                    let legal = [
+                        (BreakerState::Closed, BreakerState::Open),
+                        (BreakerState::Open, BreakerState::HalfOpen),
+                        (BreakerState::HalfOpen, BreakerState::Open),
+                        (BreakerState::HalfOpen, BreakerState::Closed),
+                    ];
+                    prop_assert!(legal.contains(&(from, to)));
+                    state = to;
+                }
+                prop_assert_eq!(breaker.state(), state);
+                let probes = tickets.iter().filter(|(_, is_probe)| *is_probe).count();
+                prop_assert!(probes <= 1, "{} probes", probes);
+                prop_assert!(breaker.consecutive_failures() < CONFIG.failure_threshold);
+                prop_assert!(breaker.consecutive_successes() < CONFIG.success_threshold);
+            }
+            drop(tickets);
+            now = now + CONFIG.open_for;
+            for _ in 0..CONFIG.success_threshold {
+                prop_assert!(breaker.would_admit(now));
+                request(&worker, Outcome::Success, now);
+            }
+            prop_assert_eq!(breaker.state(), BreakerState::Closed);
+        }
+    }
+
+    #[test]
+    fn of_many_threads_exactly_one_becomes_the_probe() {
+        const THREADS: usize = 8;
+        let worker = opened(at(0));
+        let barrier = Barrier::new(THREADS);
+        let admitted = AtomicUsize::new(0);
+        let most = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    for round in 1..=300_u64 {
+                        barrier.wait();
+                        let ticket = worker.admit(at(10 * round));
+                        most.fetch_max(admitted.fetch_add(usize::from(ticket.is_some()), SeqCst) + 1, SeqCst);
+                        if barrier.wait().is_leader() {
+                            assert_eq!(admitted.swap(0, SeqCst), 1, "round {round}");
+                        }
+                        // Whoever has it ends it, each time in another way; the next round begins when all are here.
+                        match (ticket, round % 3) {
+                            (Some(ticket), 0) => drop(ticket.record(Outcome::Failure, at(10 * round))),
+                            (Some(ticket), 1) => drop(ticket.record(Outcome::Neutral, at(10 * round))),
+                            (ticket, _) => drop(ticket),
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(worker.state.breaker.state(), BreakerState::Open, "the last round's probe failed");
+    }
+
+    #[test]
+    fn threads_at_random_never_wedge_it() {
+        let worker = trusted_worker(BreakerConfig { open_for: Duration::from_nanos(50), ..CONFIG });
+        let clock = AtomicU64::new(1);
+        let probes_out = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for seed in 0..4 {
+                let (worker, clock, probes_out) = (&worker, &clock, &probes_out);
+                scope.spawn(move || {
+                    let random = SplitMix::new(seed);
+                    for _ in 0..5_000 {
+                        let now = Timestamp::from_nanos(clock.fetch_add(random.below(20), SeqCst));
+                        let Some(ticket) = worker.admit(now) else { continue };
+                        let is_probe = ticket.transition().is_some();
+                        if is_probe {
+                            assert_eq!(probes_out.fetch_add(1, SeqCst), 0);
+                        }
+                        if random.below(8) == 0 {
+                            thread::yield_now();
+                        }
+                        probes_out.fetch_sub(usize::from(is_probe), SeqCst);
+                        match random.below(8) {
+                            0 => drop(ticket),
+                            1..4 => drop(ticket.record(Outcome::Success, now)),
+                            _ => drop(ticket.record(Outcome::Failure, now)),
+                        }
+                    }
+                });
+            }
+        });
+        let later = Timestamp::from_nanos(u64::MAX / 2);
+        for _ in 0..CONFIG.success_threshold {
+            request(&worker, Outcome::Success, later);
+        }
+        assert_eq!(worker.state.breaker.state(), BreakerState::Closed);
+    }
+}

@@ -99,3 +99,73 @@ impl Default for RetryBudget {
 fn micro(amount: f64) -> u64 {
     if amount.is_nan() { 0 } else { (amount * MICRO).clamp(0.0, 1e15) as u64 }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::atomic::AtomicU32, thread, time::Duration};
+
+    use super::*;
+
+    fn at(millis: u64) -> Timestamp {
+        Timestamp::ORIGIN + Duration::from_millis(millis)
+    }
+
+    fn withdraw_all(budget: &RetryBudget, now: Timestamp) -> u32 {
+        let mut taken = 0;
+        while budget.withdraw(now) {
+            taken += 1;
+        }
+        taken
+    }
+
+    #[test]
+    fn requests_and_time_earn_retries() {
+        let budget = RetryBudget::default();
+        assert_eq!(withdraw_all(&budget, at(0)), 100, "it starts full");
+        for _ in 0..100 {
+            budget.deposit(at(0));
+        }
+        assert_eq!(withdraw_all(&budget, at(0)), 20, "a fifth of the requests");
+        assert_eq!(withdraw_all(&budget, at(1_000)), 10, "the floor of a second");
+        assert_eq!(withdraw_all(&budget, at(3_600_000)), 100, "no more than it holds");
+    }
+
+    #[test]
+    fn time_asked_in_small_steps_earns_as_much() {
+        let budget = RetryBudget::default();
+        withdraw_all(&budget, at(0));
+        let taken: u32 = (1..=1_000).map(|millis| withdraw_all(&budget, at(millis))).sum();
+        assert_eq!(taken, 10);
+        assert!(!budget.withdraw(at(500)), "a clock that is behind earns nothing");
+    }
+
+    #[test]
+    fn odd_settings_do_no_harm() {
+        let none = RetryBudget::new(BudgetConfig { ratio: 0.0, floor_per_second: 0.0 });
+        assert_eq!(withdraw_all(&none, at(1_000_000)), 0);
+        let nonsense = RetryBudget::new(BudgetConfig { ratio: f64::NAN, floor_per_second: -1.0 });
+        nonsense.deposit(at(1));
+        assert_eq!(withdraw_all(&nonsense, at(1_000)), 0);
+        let endless = RetryBudget::new(BudgetConfig { ratio: f64::INFINITY, floor_per_second: 1e30 });
+        endless.deposit(Timestamp::from_nanos(u64::MAX));
+        assert!(endless.withdraw(Timestamp::from_nanos(u64::MAX)));
+    }
+
+    #[test]
+    fn threads_never_take_more_than_there_is() {
+        let budget = RetryBudget::new(BudgetConfig { ratio: 1.0, floor_per_second: 0.0 });
+        let taken = AtomicU32::new(withdraw_all(&budget, at(0)));
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..1_000 {
+                        budget.deposit(at(0));
+                        taken.fetch_add(u32::from(budget.withdraw(at(0))), Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        let taken = taken.load(Ordering::SeqCst) + withdraw_all(&budget, at(0));
+        assert_eq!(taken, 10 + 4_000);
+    }
+}

@@ -101,7 +101,9 @@ impl Fleet {
             let declared = table.declared.entry(origin).or_default();
             declared.insert(added.worker.id, added.worker.spec.clone());
         }
-        self.publish(table);
+        if added.change != Change::Unchanged {
+            self.publish(table);
+        }
         Ok(added)
     }
 
@@ -122,6 +124,9 @@ impl Fleet {
         let mut table = self.table.lock();
         let worker = Arc::clone(&table.entries.get(&id).ok_or(FleetError::UnknownWorker(id))?.worker);
         let spec = patch.apply(&worker.spec)?;
+        if spec == worker.spec {
+            return Ok(worker);
+        }
         let worker = table.revise(&worker, spec, worker.origin);
         self.publish(table);
         Ok(worker)
@@ -136,10 +141,10 @@ impl Fleet {
         if entry.worker.profile.as_ref() == Some(&profile) {
             return true;
         }
-        let old = Arc::clone(&entry.worker);
-        let said = (old.spec.clone(), old.origin);
-        let worker = Worker::new(id, revision, said, Some(profile), old.health.clone(), Arc::clone(&old.state));
-        entry.worker = Arc::new(worker);
+        let old = &entry.worker;
+        let state = Arc::clone(&old.state);
+        let worker = Worker::new(id, old.spec.clone(), old.origin, old.health.clone(), state);
+        entry.worker = Arc::new(worker.revised(revision, Some(profile)));
         self.publish(table);
         true
     }
@@ -207,7 +212,9 @@ impl Fleet {
                     Ok(Added { change: Change::Unchanged, .. }) => {}
                     Ok(Added { worker, .. }) => delta.added.push(worker),
                     Err(error) => {
+                        // What was declared before stands.
                         delta.refused.push((spec.url, error));
+                        declared.extend(before.get(&id).map(|spec| (id, spec.clone())));
                         continue;
                     }
                 }
@@ -222,9 +229,12 @@ impl Fleet {
         delta
     }
 
-    /// Takes on new settings, for workers that are there as well.
+    /// Takes on new settings, for workers that are there as well; those of a worker's own stay in front.
     pub fn reconfigure(&self, health: HealthConfig, breaker: BreakerConfig) {
         let mut table = self.table.lock();
+        if table.config.health == health && table.config.breaker == breaker {
+            return;
+        }
         table.config.health = health;
         table.config.breaker = breaker;
         let workers: Vec<_> = table.entries.values().map(|entry| Arc::clone(&entry.worker)).collect();
@@ -299,7 +309,6 @@ impl Table {
         if old.spec == spec && old.origin == origin && !was_draining {
             return Ok(Added { worker: old, change: Change::Unchanged });
         }
-        entry.next_probe = now;
         let worker = self.revise(&old, spec, origin);
         Ok(Added { worker, change: Change::Replaced })
     }
@@ -319,21 +328,23 @@ impl Table {
         let health = spec.health.over(&self.config.health);
         let breaker = spec.resilience.over(&self.config.breaker);
         let state = Arc::new(WorkerState::new(&health, breaker, now));
-        let worker = Arc::new(Worker::new(id, self.revision, (spec, origin), None, health, state));
+        let worker = Arc::new(Worker::new(id, spec, origin, health, state).revised(self.revision, None));
         self.entries.insert(id, Entry { worker: Arc::clone(&worker), next_probe: now, probes: 0 });
         Ok(worker)
     }
 
-    /// The next revision of a worker, with its state.
+    /// The next revision of a worker, with its state. It is probed at once, because the result of a probe that is
+    /// under way now will not count.
     fn revise(&mut self, old: &Worker, spec: WorkerSpec, origin: Origin) -> Arc<Worker> {
         self.revision += 1;
         let health = spec.health.over(&self.config.health);
         old.state.health.reconfigure(&health);
         old.state.breaker.reconfigure(spec.resilience.over(&self.config.breaker));
-        let state = Arc::clone(&old.state);
-        let worker = Arc::new(Worker::new(old.id, self.revision, (spec, origin), old.profile.clone(), health, state));
+        let worker = Worker::new(old.id, spec, origin, health, Arc::clone(&old.state));
+        let worker = Arc::new(worker.revised(self.revision, old.profile.clone()));
         if let Some(entry) = self.entries.get_mut(&old.id) {
             entry.worker = Arc::clone(&worker);
+            entry.next_probe = Timestamp::ORIGIN;
         }
         worker
     }
@@ -372,5 +383,232 @@ impl Table {
                 wanted_by: model.clone(),
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::testing::{at, profile, spec, trusting_fleet};
+
+    fn fleet() -> Fleet {
+        trusting_fleet(BreakerConfig::default())
+    }
+
+    fn add(fleet: &Fleet, spec: WorkerSpec, origin: Origin) -> Added {
+        fleet.add(spec, origin, at(0)).unwrap()
+    }
+
+    fn urls(fleet: &Fleet) -> Vec<String> {
+        let mut urls: Vec<_> = fleet.snapshot().workers().iter().map(|worker| worker.spec.url.to_string()).collect();
+        urls.sort_unstable();
+        urls
+    }
+
+    #[test]
+    fn a_worker_added_again_keeps_its_state() {
+        let fleet = fleet();
+        let first = add(&fleet, spec("a:1", &["m"]), Origin::Flag);
+        assert_eq!(first.change, Change::New);
+        assert!(fleet.describe(first.worker.id, first.worker.revision, profile(&["x"])));
+        let guard = first.worker.state.begin(5);
+        assert_eq!(add(&fleet, spec("http://A:1/", &["m"]), Origin::Flag).change, Change::Unchanged);
+        let second = add(&fleet, spec("a:1", &["n"]), Origin::Flag);
+        assert_eq!((second.change, second.worker.id), (Change::Replaced, first.worker.id));
+        assert!(second.worker.revision > first.worker.revision);
+        assert!(!second.worker.is_idle());
+        assert_eq!(second.worker.profile, Some(profile(&["x"])));
+        drop(guard);
+        assert!(second.worker.is_idle());
+        assert_eq!(urls(&fleet), ["http://a:1"]);
+        assert!(fleet.snapshot().pool("m").is_none());
+    }
+
+    #[test]
+    fn refusals_leave_the_fleet_as_it_was() {
+        let fleet = Fleet::new(FleetConfig { workers_max: 1, ..FleetConfig::default() });
+        let first = add(&fleet, spec("a", &["m"]), Origin::Api);
+        let version = fleet.snapshot().version;
+        let check = |result: Result<Added, FleetError>, error| assert_eq!(result.map(|added| added.change), Err(error));
+        check(fleet.add(spec("b", &[]), Origin::Api, at(0)), FleetError::TooManyWorkers { workers_max: 1 });
+        check(fleet.add_new(spec("a", &[]), Origin::Api, at(0)), FleetError::AlreadyExists(first.worker.id));
+        let bad = WorkerSpec { weight: f64::NAN, ..spec("a", &[]) };
+        assert!(matches!(fleet.add(bad, Origin::Api, at(0)), Err(FleetError::InvalidSpec { field: "weight", .. })));
+        let nobody = WorkerId::of("nobody", None);
+        let patched = fleet.patch(nobody, WorkerPatch::default());
+        assert_eq!(patched.map(|worker| worker.id), Err(FleetError::UnknownWorker(nobody)));
+        assert!(!fleet.drain(nobody) && fleet.remove(nobody).is_none() && fleet.is_idle(nobody));
+        assert!(!fleet.describe(first.worker.id, first.worker.revision + 1, profile(&["x"])));
+        assert_eq!(fleet.snapshot().version, version);
+        assert_eq!(fleet.snapshot().worker(first.worker.id).unwrap().models()[0].id.as_str(), "m");
+    }
+
+    #[test]
+    fn a_drain_ends_when_the_last_request_has() {
+        let fleet = fleet();
+        let worker = add(&fleet, spec("a", &["m"]), Origin::Api).worker;
+        assert!(fleet.finish_drain(worker.id).is_none(), "nobody asked for it");
+        let guard = worker.state.begin(5);
+        assert!(fleet.drain(worker.id) && !fleet.drain(worker.id));
+        assert!(!worker.is_available(at(0)));
+        assert!(!fleet.is_idle(worker.id) && fleet.finish_drain(worker.id).is_none());
+        drop(guard);
+        assert!(fleet.is_idle(worker.id));
+        assert_eq!(fleet.finish_drain(worker.id).map(|worker| worker.id), Some(worker.id));
+        assert!(fleet.snapshot().workers().is_empty());
+    }
+
+    #[test]
+    fn adding_a_draining_worker_again_calls_the_drain_off() {
+        let fleet = fleet();
+        let worker = add(&fleet, spec("a", &["m"]), Origin::Api).worker;
+        fleet.drain(worker.id);
+        let again = add(&fleet, spec("a", &["m"]), Origin::Api);
+        assert_eq!(again.change, Change::Replaced);
+        assert!(again.worker.is_available(at(0)));
+        assert!(fleet.finish_drain(worker.id).is_none());
+    }
+
+    #[test]
+    fn who_still_sees_a_removed_worker_may_not_use_it() {
+        let fleet = fleet();
+        let worker = add(&fleet, spec("a", &["m"]), Origin::Api).worker;
+        let stale = Arc::clone(&fleet.snapshot());
+        fleet.remove(worker.id);
+        assert!(stale.worker(worker.id).unwrap().admit(at(0)).is_none());
+        let fresh = add(&fleet, spec("a", &["m"]), Origin::Api);
+        assert_eq!(fresh.change, Change::New);
+        assert!(fresh.worker.admit(at(0)).is_some(), "the new one has a state of its own");
+    }
+
+    #[test]
+    fn a_patch_makes_a_revision_and_keeps_the_rest() {
+        let fleet = fleet();
+        let worker = add(&fleet, spec("a", &["m"]), Origin::File).worker;
+        assert_eq!(fleet.patch(worker.id, WorkerPatch::default()).unwrap().revision, worker.revision);
+        let patch = WorkerPatch { priority: Some(9), ..WorkerPatch::default() };
+        let patched = fleet.patch(worker.id, patch).unwrap();
+        assert_eq!((patched.spec.priority, patched.origin), (9, Origin::File));
+        assert!(patched.revision > worker.revision && Arc::ptr_eq(&patched.state, &worker.state));
+        assert_eq!(fleet.snapshot().worker(worker.id).unwrap().spec.priority, 9);
+    }
+
+    #[test]
+    fn aliases_that_cannot_mean_one_model_are_refused() {
+        let fleet = fleet();
+        let mut with_alias = spec("a", &["m"]);
+        with_alias.models[0].aliases = vec!["x".into()];
+        add(&fleet, with_alias.clone(), Origin::Flag);
+        let set = |pairs: &[(&str, &str)]| {
+            fleet.set_aliases(pairs.iter().map(|(alias, model)| ((*alias).into(), (*model).into())).collect())
+        };
+        let taken = |alias: &str, taken_by: &str, wanted_by: &str| {
+            let (alias, taken_by, wanted_by) = (alias.into(), taken_by.into(), wanted_by.into());
+            FleetError::AliasTaken { alias, taken_by, wanted_by }
+        };
+        assert_eq!(set(&[("m", "m")]), Err(FleetError::AliasIsModel("m".into())));
+        let chain = FleetError::AliasOfAlias { alias: "a".into(), target: "b".into() };
+        assert_eq!(set(&[("a", "b"), ("b", "m")]), Err(chain));
+        assert_eq!(set(&[("x", "other")]), Err(taken("x", "m", "other")));
+        assert_eq!(set(&[("x", "m"), ("y", "m")]), Ok(()));
+
+        with_alias.url = "b".parse().unwrap();
+        assert_eq!(add(&fleet, with_alias.clone(), Origin::Flag).change, Change::New, "both mean m by x");
+        with_alias.url = "c".parse().unwrap();
+        with_alias.models[0].id = "n".into();
+        let refused = fleet.add(with_alias.clone(), Origin::Flag, at(0)).unwrap_err();
+        assert_eq!(refused, taken("x", "m", "n"));
+        with_alias.models[0].aliases = vec!["y".into()];
+        assert_eq!(fleet.add(with_alias, Origin::Flag, at(0)).unwrap_err(), taken("y", "m", "n"), "it is configured");
+    }
+
+    #[test]
+    fn a_reload_touches_only_what_the_list_changed() {
+        let fleet = fleet();
+        let list = |hosts: &[&str]| hosts.iter().map(|host| spec(host, &["m"])).collect::<Vec<_>>();
+        let reload = |specs| {
+            let delta = fleet.replace_origin(Origin::File, specs, at(0));
+            assert_eq!(delta.refused, []);
+            let mut added: Vec<_> = delta.added.iter().map(|worker| worker.spec.url.host().to_owned()).collect();
+            added.sort_unstable();
+            (added, delta.removed)
+        };
+        let id = |host: &str| fleet.id_of(&host.parse().unwrap());
+        add(&fleet, spec("api", &["m"]), Origin::Api);
+        assert_eq!(reload(list(&["a", "b", "c"])).0, ["a", "b", "c"]);
+        assert_eq!(reload(list(&["c", "b", "a"])), (vec![], vec![]));
+
+        fleet.remove(id("a"));
+        fleet.patch(id("b"), WorkerPatch { priority: Some(1), ..WorkerPatch::default() }).unwrap();
+        assert_eq!(reload(list(&["a", "b", "c"])), (vec![], vec![]), "what the api did stands");
+        assert_eq!(urls(&fleet), ["http://api", "http://b", "http://c"]);
+
+        let mut changed = list(&["a", "b"]);
+        changed.iter_mut().for_each(|spec| spec.priority = 7);
+        let (added, removed) = reload(changed);
+        assert_eq!((added, removed), (vec!["a".to_owned(), "b".to_owned()], vec![id("c")]));
+        assert_eq!(fleet.snapshot().worker(id("b")).unwrap().spec.priority, 7);
+        assert!(fleet.snapshot().worker(id("c")).is_some(), "it is for the caller to drain");
+        let mut rest = vec![id("a"), id("b")];
+        rest.sort_unstable();
+        assert_eq!(reload(vec![]).1, rest);
+    }
+
+    #[test]
+    fn a_worker_that_two_lists_name_stays_while_one_does() {
+        let fleet = fleet();
+        let flagged = WorkerSpec { priority: 1, ..spec("a", &["m"]) };
+        add(&fleet, flagged.clone(), Origin::Flag);
+        let filed = WorkerSpec { priority: 2, ..spec("a", &["m"]) };
+        fleet.replace_origin(Origin::File, vec![filed], at(0));
+        let delta = fleet.replace_origin(Origin::File, vec![], at(0));
+        assert_eq!((delta.removed, delta.added.len()), (vec![], 1));
+        let worker = Arc::clone(fleet.snapshot().worker(delta.added[0].id).unwrap());
+        assert_eq!((worker.spec.clone(), worker.origin), (flagged, Origin::Flag));
+        assert_eq!(fleet.replace_origin(Origin::Flag, vec![], at(0)).removed, [worker.id]);
+    }
+
+    #[test]
+    fn what_a_reload_refuses_stays_as_it_was() {
+        let fleet = fleet();
+        fleet.replace_origin(Origin::File, vec![spec("a", &["m"]), spec("b", &["m"])], at(0));
+        let bad = WorkerSpec { cost: -1.0, ..spec("a", &["m"]) };
+        let delta = fleet.replace_origin(Origin::File, vec![bad, spec("b", &["m"]), spec("http://b/", &["n"])], at(0));
+        let refused: Vec<_> = delta.refused.iter().map(|(url, _)| url.host()).collect();
+        assert_eq!((refused, delta.added.len(), delta.removed.len()), (vec!["a", "b"], 0, 0));
+        assert_eq!(urls(&fleet), ["http://a", "http://b"]);
+        let delta = fleet.replace_origin(Origin::File, vec![spec("b", &["m"])], at(0));
+        assert_eq!(delta.removed, [fleet.id_of(&"a".parse().unwrap())]);
+    }
+
+    #[test]
+    fn readers_see_whole_snapshots_while_writers_write() {
+        let fleet = fleet();
+        thread::scope(|scope| {
+            for writer in 0..2 {
+                let fleet = &fleet;
+                scope.spawn(move || {
+                    for turn in 0..200 {
+                        let added = add(fleet, spec(&format!("w{writer}x{}", turn % 7), &["m"]), Origin::Api);
+                        if turn % 3 == 0 {
+                            fleet.remove(added.worker.id);
+                        }
+                    }
+                });
+            }
+            scope.spawn(|| {
+                let mut version = 0;
+                for _ in 0..2_000 {
+                    let snapshot = fleet.snapshot();
+                    assert!(snapshot.version >= version, "snapshots never go back");
+                    version = snapshot.version;
+                    let pooled = snapshot.pool("m").map_or(0, |pool| pool.workers.len());
+                    assert_eq!(pooled, snapshot.workers().len());
+                }
+            });
+        });
+        assert!(fleet.snapshot().version > 2 * 67);
     }
 }

@@ -311,3 +311,223 @@ impl Machine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::at;
+
+    const OK: Result<(), ProbeFailure> = Ok(());
+    const DOWN: Result<(), ProbeFailure> = Err(ProbeFailure::Unreachable);
+    const SLOW: Result<(), ProbeFailure> = Err(ProbeFailure::Timeout);
+    const BUSY: Result<(), ProbeFailure> = Err(ProbeFailure::Status(429));
+
+    fn run(config: &HealthConfig, probes: &[(u64, Result<(), ProbeFailure>)]) -> Vec<Status> {
+        let health = Health::new(config, at(0));
+        let step = |&(seconds, result): &(u64, Result<(), ProbeFailure>)| {
+            health.record(config, result, at(seconds));
+            health.status()
+        };
+        probes.iter().map(step).collect()
+    }
+
+    #[test]
+    fn the_status_follows_the_probes() {
+        use Status::{Failed, NotReady, Pending, Ready};
+        let check = |probes: &[Result<(), ProbeFailure>], expected: &[Status]| {
+            let timed: Vec<_> = probes.iter().enumerate().map(|(turn, result)| (turn as u64, *result)).collect();
+            assert_eq!(run(&HealthConfig::default(), &timed), expected, "{probes:?}");
+        };
+        check(&[OK], &[Ready]);
+        check(&[DOWN, OK, OK], &[Pending, Pending, Ready]);
+        check(&[DOWN, OK, DOWN, OK, OK], &[Pending, Pending, Pending, Pending, Ready]);
+        check(&[OK, DOWN, DOWN, OK, DOWN, DOWN, DOWN], &[Ready, Ready, Ready, Ready, Ready, Ready, NotReady]);
+        check(&[OK, DOWN, DOWN, DOWN, OK, OK], &[Ready, Ready, Ready, NotReady, NotReady, Ready]);
+        check(&[OK, BUSY, BUSY, BUSY, BUSY], &[Ready; 5]);
+        check(&[BUSY, OK], &[Pending, Ready]);
+        let mut long = vec![OK];
+        long.extend([DOWN; 12]);
+        long.extend([OK, DOWN, OK, OK]);
+        let mut expected = vec![Ready, Ready, Ready];
+        expected.extend([NotReady; 9]);
+        expected.extend([Failed, Failed, Failed, Failed, Ready]);
+        check(&long, &expected);
+    }
+
+    #[test]
+    fn a_model_may_take_long_to_load() {
+        let config = HealthConfig::default();
+        let probes: Vec<_> = (0..=1_800).map(|second| (second, DOWN)).collect();
+        let seen = run(&config, &probes);
+        assert!(seen[..1_800].iter().all(|status| *status == Status::Pending));
+        assert_eq!(seen[1_800], Status::Failed, "ten times three failures a minute apart");
+    }
+
+    #[test]
+    fn a_probe_that_times_out_behind_working_traffic_does_not_count() {
+        let config = HealthConfig::default();
+        let health = Health::new(&config, at(0));
+        health.record(&config, OK, at(1));
+        for minute in 1..10 {
+            health.note_traffic(at(60 * minute - 1));
+            health.record(&config, SLOW, at(60 * minute));
+        }
+        assert_eq!(health.status(), Status::Ready);
+        for minute in 10..13 {
+            health.record(&config, SLOW, at(60 * minute));
+        }
+        assert_eq!(health.status(), Status::NotReady, "once the traffic has stopped it does");
+        assert_eq!(health.last_failure(), Some((ProbeFailure::Timeout, at(720))));
+    }
+
+    #[test]
+    fn without_checks_a_worker_is_believed() {
+        let off = HealthConfig { enabled: false, ..HealthConfig::default() };
+        assert_eq!(run(&off, &[(0, DOWN), (1, DOWN), (2, DOWN), (3, DOWN)]), [Status::Ready; 4]);
+        let on = HealthConfig::default();
+        let health = Health::new(&on, at(0));
+        assert_eq!(health.reconfigure(&off), Some(StatusChange { from: Status::Pending, to: Status::Ready }));
+        assert_eq!(health.reconfigure(&on), None);
+    }
+
+    #[test]
+    fn draining_hides_the_verdict_and_does_not_lose_it() {
+        let config = HealthConfig::default();
+        let health = Health::new(&config, at(0));
+        health.record(&config, OK, at(1));
+        assert!(health.set_draining(Draining::Yes));
+        assert!(!health.set_draining(Draining::Yes));
+        assert_eq!(health.record(&config, DOWN, at(2)), None);
+        assert_eq!(health.status(), Status::Draining);
+        assert!(health.set_draining(Draining::No));
+        assert_eq!(health.status(), Status::Ready);
+    }
+
+    #[test]
+    fn hope_shortens_the_pause() {
+        let config = HealthConfig::default();
+        let health = Health::new(&config, at(0));
+        let pause = || health.pause(&config).as_secs();
+        assert_eq!(pause(), 1);
+        health.record(&config, OK, at(0));
+        assert_eq!(pause(), 60);
+        for second in 0..3 {
+            health.record(&config, DOWN, at(second));
+        }
+        assert_eq!((health.status(), pause()), (Status::NotReady, 60));
+        health.record(&config, OK, at(4));
+        assert_eq!((health.status(), pause()), (Status::NotReady, 1));
+        let brisk = HealthConfig { interval: Duration::from_millis(100), ..config.clone() };
+        assert_eq!(health.pause(&brisk), Duration::from_millis(100));
+    }
+
+    #[test]
+    fn only_what_failed_lately_is_lost() {
+        let config = HealthConfig::default();
+        let health = Health::new(&config, at(0));
+        health.record(&config, DOWN, at(10));
+        assert!(!health.is_lost(&config, at(10)), "still loading");
+        health.record(&config, DOWN, at(1_800));
+        assert!(health.is_lost(&config, at(1_800)));
+        assert!(!health.is_lost(&config, at(1_996)), "the evidence is old");
+        health.record(&config, OK, at(1_801));
+        assert!(!health.is_lost(&config, at(1_801)), "it is coming back");
+        health.record(&config, DOWN, at(1_802));
+        assert!(health.is_lost(&config, at(1_802)));
+        health.set_draining(Draining::Yes);
+        assert!(!health.is_lost(&config, at(1_802)));
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Probe(Result<(), ProbeFailure>),
+        Traffic,
+        Drain(bool),
+        Wait(u64),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let result = prop_oneof![4 => Just(OK), 4 => Just(DOWN), 1 => Just(SLOW), 1 => Just(BUSY)];
+        let step = prop_oneof![
+            8 => result.prop_map(Step::Probe),
+            1 => Just(Step::Traffic),
+            1 => any::<bool>().prop_map(Step::Drain),
+            2 => (0..600_u64).prop_map(Step::Wait),
+        ];
+        prop::collection::vec(step, 0..200)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        /// Whatever happens in whatever order: a change follows from enough probes of its kind, is reported, and a
+        /// worker that answers is always ready again after as many successes as are asked for.
+        #[test]
+        fn any_interleaving_keeps_the_promises(
+            steps in steps(),
+            success_threshold in 0..5_u32,
+            failure_threshold in 0..5_u32,
+        ) {
+            let config = HealthConfig { success_threshold, failure_threshold, ..HealthConfig::default() };
+            let health = Health::new(&config, at(1));
+            let mut now = at(1);
+            let mut status = Status::Pending;
+            let (mut successes, mut failures) = (0, 0);
+            let mut has_failed = false;
+            for step in steps {
+                let before = health.status();
+                let change = match step {
+                    Step::Wait(seconds) => {
+                        now = now + Duration::from_secs(seconds);
+                        None
+                    }
+                    Step::Traffic => {
+                        health.note_traffic(now);
+                        None
+                    }
+                    Step::Drain(draining) => {
+                        let draining = if draining { Draining::Yes } else { Draining::No };
+                        health.set_draining(draining);
+                        None
+                    }
+                    Step::Probe(result) => {
+                        match result {
+                            Ok(()) => (successes, failures) = (successes + 1, 0),
+                            // A busy answer, and a slow one, need not count.
+                            Err(ProbeFailure::Status(_) | ProbeFailure::Timeout) => failures += 1,
+                            Err(_) => (successes, failures) = (0, failures + 1),
+                        }
+                        health.record(&config, result, now)
+                    }
+                };
+                if let Some(StatusChange { from, to }) = change {
+                    prop_assert_eq!((from, to), (before, health.status()));
+                    match (from, to) {
+                        (Status::Pending | Status::NotReady | Status::Failed, Status::Ready) => {
+                            let is_fast = from == Status::Pending && !has_failed;
+                            let enough = if is_fast { 1 } else { success_threshold.max(1) };
+                            prop_assert!(successes >= enough);
+                        }
+                        (Status::Ready, Status::NotReady) => prop_assert!(failures >= failure_threshold.max(1)),
+                        (Status::NotReady, Status::Failed) => prop_assert!(failures >= 3 * failure_threshold.max(1)),
+                        (Status::Pending, Status::Failed) => prop_assert!(now.since(at(1)) >= config.startup()),
+                        _ => prop_assert!(false, "{from:?} to {to:?}"),
+                    }
+                    status = to;
+                }
+                has_failed |= matches!(step, Step::Probe(DOWN));
+                if health.status() != Status::Draining && before != Status::Draining {
+                    prop_assert_eq!(health.status(), status, "a change was not reported");
+                }
+                status = health.status();
+            }
+            health.set_draining(Draining::No);
+            for _ in 0..success_threshold.max(1) {
+                health.record(&config, OK, now);
+            }
+            prop_assert_eq!(health.status(), Status::Ready);
+        }
+    }
+}

@@ -6,8 +6,8 @@ use smg_base::WorkerId;
 
 use crate::{BreakerState, Engine, Origin, Status, Worker, WorkerSpec};
 
-/// What the admin API tells of a worker: its specification (with the models as they are known now, and never with
-/// its key), and how it does.
+/// What the admin API tells of a worker: its specification (with the models and the engine as they are known
+/// now, and never with its key), and how it does.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct WorkerInfo {
     /// Its id.
@@ -62,7 +62,12 @@ impl From<&Worker> for WorkerInfo {
         let breaker = &worker.state.breaker;
         Self {
             id: worker.id,
-            spec: WorkerSpec { models: worker.models().to_vec(), api_key: None, ..worker.spec.clone() },
+            spec: WorkerSpec {
+                models: worker.models().to_vec(),
+                runtime_type: Some(worker.engine()),
+                api_key: None,
+                ..worker.spec.clone()
+            },
             has_api_key: worker.spec.api_key.is_some(),
             model_id: worker.models().first().map_or("unknown", |card| card.id.as_str()).to_owned(),
             is_healthy: worker.status() == Status::Ready,
@@ -82,5 +87,72 @@ impl From<&Worker> for WorkerInfo {
                 consecutive_successes: breaker.consecutive_successes(),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smg_base::Secret;
+
+    use super::*;
+    use crate::{
+        BreakerConfig,
+        testing::{at, profile, spec, trusting_fleet},
+    };
+
+    #[test]
+    fn everything_is_shown_but_the_key() {
+        let fleet = trusting_fleet(BreakerConfig::default());
+        let mut spec = spec("gpu:1", &[]);
+        spec.api_key = Some(Secret::new("sk-secret"));
+        spec.labels.insert("zone".to_owned(), "b".to_owned());
+        let worker = fleet.add(spec, Origin::Api, at(0)).unwrap().worker;
+        let mut found = profile(&["m"]);
+        found.engine = Engine::Vllm;
+        found.version = Some("0.11".to_owned());
+        found.context_length = Some(4_096);
+        assert!(fleet.describe(worker.id, worker.revision, found));
+        let _busy = worker.state.begin(9);
+
+        let snapshot = fleet.snapshot();
+        let info = WorkerInfo::from(&**snapshot.worker(worker.id).unwrap());
+        let shown = serde_json::to_value(&info).unwrap();
+        let check = |field: &str, expected: serde_json::Value| assert_eq!(shown[field], expected, "{field}");
+        check("id", worker.id.to_string().into());
+        check("url", "http://gpu:1".into());
+        check("model_id", "m".into());
+        check("models", serde_json::json!([{ "id": "m", "context_length": 4096 }]));
+        check("is_healthy", true.into());
+        check("status", "ready".into());
+        check("load", 1.into());
+        check("pending_tokens", 9.into());
+        check("worker_type", "regular".into());
+        check("connection_mode", "http".into());
+        check("priority", 50.into());
+        check("labels", serde_json::json!({ "zone": "b" }));
+        check("engine", "vllm".into());
+        check("runtime_type", "vllm".into());
+        check("version", "0.11".into());
+        check("context_length", 4_096.into());
+        check("origin", "api".into());
+        check("has_api_key", true.into());
+        check(
+            "breaker",
+            serde_json::json!({
+                "state": "closed", "consecutive_failures": 0, "consecutive_successes": 0
+            }),
+        );
+        assert_eq!(shown.get("api_key"), None);
+        assert!(!format!("{shown} {info:?} {worker:?} {fleet:?}").contains("sk-secret"));
+    }
+
+    #[test]
+    fn a_worker_of_which_nothing_is_known_is_shown_as_such() {
+        let fleet = trusting_fleet(BreakerConfig::default());
+        let worker = fleet.add(spec("gpu:1", &[]), Origin::Flag, at(0)).unwrap().worker;
+        fleet.drain(worker.id);
+        let info = WorkerInfo::from(&*worker);
+        assert_eq!((info.model_id.as_str(), info.is_healthy), ("unknown", false));
+        assert_eq!((info.status, info.engine), (Status::Draining, Engine::Unknown));
     }
 }

@@ -24,6 +24,8 @@ mod profile;
 mod rates;
 mod snapshot;
 mod spec;
+#[cfg(test)]
+mod testing;
 mod ticket;
 mod url;
 mod worker;

@@ -205,3 +205,152 @@ impl Drop for LoadGuard {
         load.in_flight.fetch_sub(1, Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        BreakerConfig,
+        testing::{at, trusted_worker},
+    };
+
+    fn counts(load: &Load) -> (u32, u32, u64, u32) {
+        (load.in_flight(), load.decoding(), load.pending_tokens(), load.active_keys())
+    }
+
+    #[test]
+    fn a_request_is_pending_then_decodes_then_is_gone() {
+        let state = Arc::clone(&trusted_worker(BreakerConfig::default()).state);
+        let mut first = state.begin(100);
+        let second = state.begin(20);
+        assert_eq!((first.tokens_ahead(), second.tokens_ahead()), (0, 100));
+        assert_eq!(counts(&state.load), (2, 0, 120, 0));
+        first.first_token();
+        first.first_token();
+        assert_eq!(counts(&state.load), (2, 1, 20, 0));
+        drop(second);
+        assert_eq!(counts(&state.load), (1, 1, 0, 0));
+        drop(first);
+        assert_eq!(counts(&state.load), (0, 0, 0, 0));
+        assert_eq!(state.load.processed(), 2);
+    }
+
+    #[test]
+    fn keys_count_once_however_many_requests_hold_them() {
+        let state = Arc::clone(&trusted_worker(BreakerConfig::default()).state);
+        let (mut a, mut b, mut c) = (state.begin(0), state.begin(0), state.begin(0));
+        a.hold_key(1);
+        a.hold_key(1);
+        b.hold_key(1);
+        c.hold_key(2);
+        assert_eq!(state.load.active_keys(), 2);
+        c.hold_key(1);
+        assert_eq!(state.load.active_keys(), 1);
+        drop((a, b));
+        assert_eq!(state.load.active_keys(), 1);
+        drop(c);
+        assert_eq!(state.load.active_keys(), 0);
+        assert!(state.load.keys.lock().is_empty());
+    }
+
+    #[test]
+    fn the_engines_figures_are_set_against_our_own() {
+        let state = Arc::clone(&trusted_worker(BreakerConfig::default()).state);
+        let load = &state.load;
+        let early = state.begin(10);
+        assert_eq!((load.engine(), load.foreign_requests(), load.tokens_since_engine()), (None, 0, 10));
+        let said = EngineLoad {
+            running: 3,
+            waiting: 2,
+            kv_usage: f32::NAN,
+            generation_tokens_per_second: f32::INFINITY,
+            at: at(1),
+        };
+        load.set_engine(said);
+        assert_eq!((load.foreign_requests(), load.tokens_since_engine()), (4, 0));
+        let engine = load.engine().unwrap();
+        assert_eq!((engine.kv_usage, engine.generation_tokens_per_second), (0.0, 1e9));
+        let late = state.begin(7);
+        assert_eq!(load.tokens_since_engine(), 7);
+        drop((early, late));
+        assert_eq!(load.foreign_requests(), 4, "as of the time the engine spoke");
+        load.set_engine(EngineLoad { running: 0, waiting: 0, ..said });
+        assert_eq!(load.foreign_requests(), 0);
+        load.clear_engine();
+        assert_eq!(load.engine(), None);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Begin(u64),
+        FirstToken(usize),
+        Key(usize, u64),
+        Drop(usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let tokens = prop_oneof![0..5_000_u64, Just(u64::MAX)];
+        let step = prop_oneof![
+            tokens.prop_map(Step::Begin),
+            any::<usize>().prop_map(Step::FirstToken),
+            (any::<usize>(), 0..4_u64).prop_map(|(index, key)| Step::Key(index, key)),
+            any::<usize>().prop_map(Step::Drop),
+        ];
+        prop::collection::vec(step, 0..200)
+    }
+
+    proptest! {
+        #[test]
+        fn counts_equal_what_the_guards_hold(steps in steps()) {
+            let state = Arc::clone(&trusted_worker(BreakerConfig::default()).state);
+            let mut guards: Vec<LoadGuard> = Vec::new();
+            for step in steps {
+                let place = |index: usize| index.checked_rem(guards.len());
+                match step {
+                    Step::Begin(tokens) => guards.push(state.begin(tokens)),
+                    Step::FirstToken(index) => place(index).into_iter().for_each(|at| guards[at].first_token()),
+                    Step::Key(index, key) => place(index).into_iter().for_each(|at| guards[at].hold_key(key)),
+                    Step::Drop(index) => place(index).into_iter().for_each(|at| drop(guards.swap_remove(at))),
+                }
+                let pending = guards.iter().filter(|guard| guard.stage == Stage::Prefill);
+                let mut keys: Vec<u64> = guards.iter().filter_map(|guard| guard.key).collect();
+                keys.sort_unstable();
+                keys.dedup();
+                let expected = (
+                    guards.len() as u32,
+                    guards.iter().filter(|guard| guard.stage == Stage::Decode).count() as u32,
+                    pending.map(|guard| guard.tokens).sum::<u64>(),
+                    keys.len() as u32,
+                );
+                prop_assert_eq!(counts(&state.load), expected);
+            }
+            drop(guards);
+            prop_assert_eq!(counts(&state.load), (0, 0, 0, 0));
+        }
+    }
+
+    #[test]
+    fn nothing_leaks_between_threads() {
+        let state = Arc::clone(&trusted_worker(BreakerConfig::default()).state);
+        thread::scope(|scope| {
+            for thread in 0..4_u64 {
+                let state = &state;
+                scope.spawn(move || {
+                    for turn in 0..2_000 {
+                        let mut guard = state.begin(turn);
+                        guard.hold_key(turn % (3 + thread));
+                        if turn % 3 == 0 {
+                            guard.first_token();
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(counts(&state.load), (0, 0, 0, 0));
+        assert_eq!(state.load.processed(), 8_000);
+    }
+}

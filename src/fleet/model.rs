@@ -148,3 +148,46 @@ impl<'de> Visitor<'de> for CardVisitor {
         ModelCard::deserialize(MapAccessDeserializer::new(map))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_string_is_a_card() {
+        let cards: Vec<ModelCard> =
+            serde_json::from_str(r#"["a", {"id":"b","aliases":["c"],"context_length":4096,"metadata":{"x":1}}]"#)
+                .unwrap();
+        assert_eq!(cards[0], ModelCard::new("a"));
+        assert_eq!(cards[1].context_length, Some(4_096));
+        let text = serde_json::to_string(&cards).unwrap();
+        assert_eq!(serde_json::from_str::<Vec<ModelCard>>(&text).unwrap(), cards);
+        assert!(text.starts_with(r#"[{"id":"a"},"#), "{text}");
+    }
+
+    #[test]
+    fn a_wrong_card_is_refused_by_the_name_of_what_is_wrong() {
+        let check = |text: &str, part: &str| {
+            let error = serde_json::from_str::<ModelCard>(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        };
+        check(r#"{"id":"a","contextlength":1}"#, "contextlength");
+        check(r#"{"aliases":[]}"#, "`id`");
+        check("7", "a model card");
+    }
+
+    #[test]
+    fn merged_cards_keep_the_first_word_all_aliases_and_the_longest_context() {
+        let named = |name: &str| Some(name.to_owned());
+        let mut card = ModelCard { display_name: named("first"), context_length: Some(8), ..ModelCard::new("m") };
+        card.aliases = vec!["x".into()];
+        let mut other = ModelCard { display_name: named("second"), context_length: Some(16), ..ModelCard::new("m") };
+        other.aliases = vec!["y".into(), "x".into()];
+        other.tool_parser = named("json");
+        card.merge(&other);
+        assert_eq!(card.display_name, named("first"));
+        assert_eq!(card.context_length, Some(16));
+        assert_eq!(card.aliases, ["x".into(), "y".into()]);
+        assert_eq!(card.tool_parser, named("json"));
+    }
+}

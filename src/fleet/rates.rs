@@ -109,7 +109,7 @@ fn faded(word: u64, now: Timestamp) -> f32 {
     if rate == 0.0 {
         return 0.0;
     }
-    // Wrapping: the coarse clock wraps after two years, and `now` may be a little earlier than the last outcome.
+    // Wrapping: the coarse clock wraps after two years; and `now` may be a little earlier than the last outcome.
     let ticks = coarse(now).wrapping_sub(at).cast_signed().max(0);
     let halvings = f64::from(ticks) * TICK_NANOS_F64 / ERRORS_HALVE_IN.as_secs_f64() / 1e9;
     #[expect(clippy::cast_possible_truncation, reason = "a rate needs no more than seven digits")]
@@ -142,4 +142,71 @@ fn join(high: f32, low: f32) -> u64 {
 fn halves(word: u64) -> (f32, f32) {
     let (high, low) = unpack(word);
     (high, f32::from_bits(low))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::at;
+
+    fn is_near(value: Option<f64>, expected: f64) -> bool {
+        value.is_some_and(|value| (value / expected - 1.0).abs() < 0.02)
+    }
+
+    #[test]
+    fn nothing_is_known_before_the_first_sample() {
+        let rates = Rates::default();
+        assert_eq!(rates.prefill_tokens_per_second(), None);
+        assert_eq!(rates.ttft_seconds(), None);
+        assert_eq!(rates.gap_seconds(), None);
+        assert_eq!(rates.error_rate(at(0)), 0.0);
+    }
+
+    #[test]
+    fn prefill_speed_is_learned_from_long_prompts_and_follows_a_change() {
+        let rates = Rates::default();
+        rates.observe_ttft(4_000, Duration::from_millis(500));
+        assert!(is_near(rates.prefill_tokens_per_second(), 8_000.0), "the first sample counts in full");
+        for _ in 0..100 {
+            // Fixed costs of short prompts and full cache hits say nothing about prefill.
+            rates.observe_ttft(8, Duration::from_millis(30));
+            rates.observe_ttft(0, Duration::from_millis(20));
+        }
+        assert!(is_near(rates.prefill_tokens_per_second(), 8_000.0));
+        for _ in 0..60 {
+            rates.observe_ttft(4_000, Duration::from_secs(2));
+        }
+        assert!(is_near(rates.prefill_tokens_per_second(), 2_000.0));
+        assert!(is_near(rates.ttft_seconds(), 2.0));
+    }
+
+    #[test]
+    fn gaps_average_evenly_at_first_and_fade_later() {
+        let rates = Rates::default();
+        rates.observe_gap(Duration::from_millis(10));
+        rates.observe_gap(Duration::from_millis(30));
+        assert!(is_near(rates.gap_seconds(), 0.02));
+        for _ in 0..100 {
+            rates.observe_gap(Duration::from_millis(50));
+        }
+        assert!(is_near(rates.gap_seconds(), 0.05));
+    }
+
+    #[test]
+    fn the_error_rate_rises_with_failures_and_fades_with_successes_and_time() {
+        let rates = Rates::default();
+        for _ in 0..200 {
+            rates.observe_outcome(Outcome::Failure, at(10));
+        }
+        assert!(rates.error_rate(at(10)) > 0.99);
+        assert!(rates.error_rate(at(9)) > 0.99, "an earlier reading is no older");
+        assert!(is_near(Some(rates.error_rate(at(40))), 0.5), "{}", rates.error_rate(at(40)));
+        assert!(rates.error_rate(at(10_000)) < 1e-6);
+        rates.observe_outcome(Outcome::Neutral, at(10));
+        assert!(rates.error_rate(at(10)) > 0.99);
+        for _ in 0..200 {
+            rates.observe_outcome(Outcome::Success, at(10));
+        }
+        assert!(rates.error_rate(at(10)) < 0.01);
+    }
 }

@@ -136,3 +136,137 @@ fn names_of(pools: &[Arc<Pool>], aliases: &BTreeMap<ModelId, ModelId>) -> Stable
     }
     names
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        BreakerConfig, Fleet, Origin, WorkerSpec,
+        testing::{at, profile, spec, trusting_fleet},
+    };
+
+    /// Adds a worker for each (host, models listed in its specification).
+    fn fleet_of(workers: &[(&str, &[&str])]) -> Fleet {
+        let fleet = trusting_fleet(BreakerConfig::default());
+        for (host, models) in workers {
+            fleet.add(spec(host, models), Origin::Flag, at(0)).unwrap();
+        }
+        fleet
+    }
+
+    /// Tells the fleet what the engine at `host` says of its models.
+    fn describe(fleet: &Fleet, host: &str, models: &[&str]) {
+        let id = fleet.id_of(&host.parse().unwrap());
+        let revision = fleet.snapshot().worker(id).unwrap().revision;
+        assert!(fleet.describe(id, revision, profile(models)));
+    }
+
+    fn hosts(pool: &Pool) -> Vec<&str> {
+        assert!(pool.workers.is_sorted_by_key(|worker| worker.id));
+        let mut hosts: Vec<_> = pool.workers.iter().map(|worker| worker.spec.url.host()).collect();
+        hosts.sort_unstable();
+        hosts
+    }
+
+    fn pool(fleet: &Fleet, name: &str) -> Option<(String, Vec<String>)> {
+        let snapshot = fleet.snapshot();
+        let pool = snapshot.pool(name)?;
+        Some((pool.model.to_string(), hosts(pool).into_iter().map(str::to_owned).collect()))
+    }
+
+    fn found(model: &str, hosts: &[&str]) -> Option<(String, Vec<String>)> {
+        Some((model.to_owned(), hosts.iter().map(|host| (*host).to_owned()).collect()))
+    }
+
+    #[test]
+    fn workers_are_pooled_by_every_model_they_serve() {
+        let fleet = fleet_of(&[("a", &["m", "n"]), ("b", &["n", "n"]), ("c", &["o"])]);
+        assert_eq!(pool(&fleet, "m"), found("m", &["a"]));
+        assert_eq!(pool(&fleet, "n"), found("n", &["a", "b"]));
+        assert_eq!(pool(&fleet, "p"), None);
+        let snapshot = fleet.snapshot();
+        let models: Vec<_> = snapshot.models().map(|pool| pool.model.as_str()).collect();
+        assert_eq!(models, ["m", "n", "o"]);
+        assert_eq!(hosts(snapshot.any()), ["a", "b", "c"]);
+        assert!(snapshot.open().workers.is_empty() && !snapshot.open().is_named());
+        assert!(snapshot.workers().is_sorted_by_key(|worker| worker.id));
+        for worker in snapshot.workers() {
+            assert_eq!(snapshot.worker(worker.id).unwrap().id, worker.id);
+        }
+        assert_eq!(snapshot.any().available(at(0)), 3);
+    }
+
+    #[test]
+    fn a_worker_joins_its_pools_once_it_says_what_it_serves() {
+        let fleet = fleet_of(&[("a", &["m"]), ("b", &[])]);
+        assert_eq!(pool(&fleet, "m"), found("m", &["a"]), "unasked, b may serve anything or nothing");
+        assert_eq!(hosts(fleet.snapshot().open()), ["b"]);
+        assert_eq!(hosts(fleet.snapshot().any()), ["a", "b"]);
+        describe(&fleet, "b", &["m", "n"]);
+        assert_eq!(pool(&fleet, "m"), found("m", &["a", "b"]));
+        assert_eq!(pool(&fleet, "n"), found("n", &["b"]));
+        assert!(fleet.snapshot().open().workers.is_empty());
+    }
+
+    #[test]
+    fn a_wildcard_is_in_every_pool() {
+        let fleet = fleet_of(&[("a", &["m"]), ("b", &["n"]), ("w", &[])]);
+        describe(&fleet, "w", &[]);
+        assert_eq!(pool(&fleet, "m"), found("m", &["a", "w"]));
+        assert_eq!(pool(&fleet, "n"), found("n", &["b", "w"]));
+        assert_eq!(pool(&fleet, "other"), None);
+        assert_eq!(hosts(fleet.snapshot().open()), ["w"]);
+    }
+
+    #[test]
+    fn what_is_specified_beats_what_is_detected() {
+        let fleet = fleet_of(&[("a", &["m"])]);
+        describe(&fleet, "a", &["n"]);
+        assert_eq!((pool(&fleet, "m"), pool(&fleet, "n")), (found("m", &["a"]), None));
+        let mut labelled = spec("b", &[]);
+        labelled.labels.insert("model_id".to_owned(), "l".to_owned());
+        fleet.add(labelled, Origin::Flag, at(0)).unwrap();
+        describe(&fleet, "b", &["n"]);
+        assert_eq!((pool(&fleet, "l"), pool(&fleet, "n")), (found("l", &["b"]), None));
+    }
+
+    fn aliases(pairs: &[(&str, &str)]) -> BTreeMap<ModelId, ModelId> {
+        pairs.iter().map(|(alias, model)| ((*alias).into(), (*model).into())).collect()
+    }
+
+    #[test]
+    fn aliases_lead_to_the_pool_of_their_model() {
+        let mut with_alias = spec("b", &["n"]);
+        with_alias.models[0].aliases = vec!["nn".into(), "m".into(), "gpt".into()];
+        let fleet = fleet_of(&[("a", &["m"])]);
+        fleet.set_aliases(aliases(&[("mm", "m"), ("ghost", "gone")])).unwrap();
+        fleet.add(with_alias, Origin::Flag, at(0)).unwrap();
+        assert_eq!(pool(&fleet, "mm"), found("m", &["a"]));
+        assert_eq!(pool(&fleet, "nn"), found("n", &["b"]));
+        assert_eq!(pool(&fleet, "m"), found("m", &["a"]), "an id beats an alias");
+        assert_eq!(pool(&fleet, "ghost"), None, "nobody serves it");
+        assert_eq!(fleet.snapshot().models().len(), 2, "an alias is no model");
+        fleet.set_aliases(BTreeMap::new()).unwrap();
+        assert_eq!(pool(&fleet, "mm"), None);
+    }
+
+    #[test]
+    fn a_configured_alias_of_an_unlisted_model_is_served_by_who_may_have_it() {
+        let fleet = fleet_of(&[("w", &[])]);
+        fleet.set_aliases(aliases(&[("gpt", "llama")])).unwrap();
+        assert_eq!(pool(&fleet, "gpt"), found("llama", &["w"]));
+        assert_eq!(pool(&fleet, "llama"), found("llama", &["w"]));
+    }
+
+    #[test]
+    fn the_card_of_a_pool_joins_what_its_workers_say() {
+        let card = |context| ModelCard { context_length: Some(context), ..ModelCard::new("m") };
+        let fleet = trusting_fleet(BreakerConfig::default());
+        for (host, context) in [("a", 4_096), ("b", 32_768), ("c", 8_192)] {
+            let spec = WorkerSpec { models: vec![card(context)], ..spec(host, &[]) };
+            fleet.add(spec, Origin::Flag, at(0)).unwrap();
+        }
+        let snapshot = fleet.snapshot();
+        assert_eq!(snapshot.pool("m").unwrap().card.context_length, Some(32_768));
+    }
+}

@@ -419,3 +419,144 @@ impl TryFrom<SpecWire> for WorkerSpec {
         .checked()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use smg_base::{Random, SplitMix};
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<WorkerSpec, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_url_is_enough_and_everything_else_has_its_default() {
+        let spec = parse(r#"{"url":"GPU-1:8000"}"#).unwrap();
+        assert_eq!(spec, WorkerSpec::new("http://gpu-1:8000".parse().unwrap()));
+        assert_eq!((spec.priority, spec.cost, spec.weight), (50, 1.0, 1.0));
+    }
+
+    #[test]
+    fn the_reference_gateways_fields_are_understood() {
+        let spec = parse(
+            r#"{"url":"http://a:1","worker_type":"regular","connection_mode":"http","runtime":"external",
+                "provider":"openai","bootstrap_port":null,"dp_rank":null,"http_pool":{"timeout_secs":3},
+                "max_connection_attempts":20,"kv_block_size":16,"models":["m"],
+                "health":{"check_interval_secs":7,"disable_health_check":true},
+                "resilience":{"cb_failure_threshold":2,"retryable_status_codes":[503]}}"#,
+        )
+        .unwrap();
+        assert_eq!(spec.runtime_type, Some(Engine::OpenAi));
+        let health = spec.health.over(&HealthConfig::default());
+        assert_eq!((health.enabled, health.interval), (false, Duration::from_secs(7)));
+        assert_eq!(health.timeout, Duration::from_secs(5));
+        let breaker = spec.resilience.over(&BreakerConfig::default());
+        assert_eq!((breaker.failure_threshold, breaker.success_threshold, breaker.enabled), (2, 3, true));
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_refused_by_name() {
+        let check = |rest: &str, part: &str| {
+            let error = parse(&format!(r#"{{"url":"http://a:1",{rest}}}"#)).unwrap_err();
+            assert!(error.contains(part), "{rest}: {error}");
+        };
+        check(r#""wieght":1.0"#, "wieght");
+        check(r#""worker_type":"prefill""#, "regular");
+        check(r#""connection_mode":"grpc""#, "http");
+        check(r#""bootstrap_port":8998"#, "bootstrap_port");
+        check(r#""zmq_handshake_address":"tcp://a:1""#, "zmq_handshake_address");
+        check(r#""weight":0"#, "weight");
+        check(r#""cost":-1"#, "cost");
+        check(r#""cost":1e99"#, "cost");
+        check(r#""priority":-1"#, "-1");
+        check(r#""models":[""]"#, "empty id");
+        check(r#""models":[{"id":"a","aliases":["a"]}]"#, "alias");
+        check(r#""api_key":"a\r\nb""#, "api_key");
+        check(r#""api_key":"""#, "api_key");
+        check(r#""health":{"endpoint":"health"}"#, "health.endpoint");
+        check(r#""health":{"check_interval_secs":0}"#, "check_interval_secs");
+        check(r#""health":{"interval":1}"#, "interval");
+        check(r#""runtime_type":"vlm""#, "vllm");
+        assert!(parse(r#"{"models":[]}"#).unwrap_err().contains("url"));
+    }
+
+    #[test]
+    fn a_key_is_read_and_never_written() {
+        let spec = parse(r#"{"url":"http://a:1","api_key":"sk-secret"}"#).unwrap();
+        assert_eq!(spec.api_key.as_ref().map(Secret::expose), Some("sk-secret"));
+        for text in [serde_json::to_string(&spec).unwrap(), toml::to_string(&spec).unwrap(), format!("{spec:?}")] {
+            assert!(!text.contains("sk-secret"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_specification_survives_json_and_toml() {
+        let mut spec = parse(
+            r#"{"url":"http://a:1/x","models":[{"id":"m","aliases":["n"],"id2label":{"0":"no"}}],"labels":{"zone":"b"},
+                "runtime_type":"vllm","priority":7,"cost":2.5,"weight":0.5,"kv_capacity_tokens":1000,
+                "health":{"endpoint":"/ok"},"resilience":{"jitter_factor":0.5}}"#,
+        )
+        .unwrap();
+        let json = serde_json::to_string(&spec).unwrap();
+        assert_eq!(parse(&json), Ok(spec.clone()));
+        let toml = toml::to_string(&spec).unwrap();
+        assert_eq!(toml::from_str(&toml), Ok(spec.clone()), "{toml}");
+        spec.runtime_type = None;
+        assert_eq!(parse(&serde_json::to_string(&spec).unwrap()), Ok(spec));
+    }
+
+    #[test]
+    fn a_patch_changes_what_it_names() {
+        let spec = parse(
+            r#"{"url":"http://a:1","api_key":"k1","labels":{"a":"1","b":"2"},"health":{"endpoint":"/ok","timeout_secs":9}}"#,
+        )
+        .unwrap();
+        let patch = |text: &str| serde_json::from_str::<WorkerPatch>(text).unwrap().apply(&spec);
+        assert_eq!(patch("{}"), Ok(spec.clone()));
+        let changed = patch(
+            r#"{"priority":9,"cost":2.0,"weight":3.0,"labels":{"a":null,"c":"3"},"api_key":"k2","health":{"timeout_secs":1}}"#,
+        )
+        .unwrap();
+        assert_eq!((changed.priority, changed.cost, changed.weight), (9, 2.0, 3.0));
+        let labels: Vec<_> = changed.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(labels, [("b", "2"), ("c", "3")]);
+        assert_eq!(changed.api_key, Some(Secret::new("k2")));
+        assert_eq!(changed.health.endpoint.as_deref(), Some("/ok"));
+        assert_eq!(changed.health.timeout_secs, Some(1));
+        assert_eq!(patch(r#"{"api_key":null}"#).unwrap().api_key, None);
+        assert!(matches!(patch(r#"{"weight":0.0}"#), Err(FleetError::InvalidSpec { field: "weight", .. })));
+        for fixed in [r#"{"url":"http://b:1"}"#, r#"{"models":[]}"#, r#"{"runtime_type":"vllm"}"#] {
+            assert!(serde_json::from_str::<WorkerPatch>(fixed).is_err(), "{fixed}");
+        }
+    }
+
+    #[test]
+    fn mutated_specifications_never_panic_and_what_is_accepted_reads_back() {
+        let corpus = [
+            r#"{"url":"http://a:1","models":["m",{"id":"n","aliases":["o"],"context_length":9}],"labels":{"a":"b"}}"#,
+            r#"{"url":"https://[::1]:2/x","priority":1,"cost":0.5,"weight":2e3,"runtime_type":"sglang","api_key":"k"}"#,
+            r#"{"url":"b","health":{"endpoint":"/h","timeout_secs":1},"resilience":{"cb_window_secs":3},"dp_rank":null}"#,
+        ];
+        let alphabet = br#"{}[]",:\ 019-.eEtrunl/abx"#;
+        let random = SplitMix::new(11);
+        let mut accepted = 0;
+        for turn in 0..20_000_usize {
+            let mut bytes = corpus[turn % corpus.len()].as_bytes().to_vec();
+            for _ in 0..=random.below(2) {
+                let place = usize::try_from(random.below(bytes.len() as u64)).unwrap();
+                let byte = alphabet[usize::try_from(random.below(alphabet.len() as u64)).unwrap()];
+                match random.below(3) {
+                    0 => bytes[place] = byte,
+                    1 => drop(bytes.remove(place)),
+                    _ => bytes.insert(place, byte),
+                }
+            }
+            let Ok(mut spec) = serde_json::from_slice::<WorkerSpec>(&bytes) else { continue };
+            accepted += 1;
+            spec.api_key = None;
+            assert_eq!(parse(&serde_json::to_string(&spec).unwrap()), Ok(spec), "{}", String::from_utf8_lossy(&bytes));
+        }
+        assert!(accepted > 300, "too few to mean anything: {accepted}");
+    }
+}

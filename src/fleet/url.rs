@@ -297,3 +297,144 @@ impl<'de> Deserialize<'de> for WorkerUrl {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use smg_base::{Random, SplitMix};
+
+    use super::*;
+
+    #[test]
+    fn urls_take_their_normal_form() {
+        let check = |text: &str, normal: &str| {
+            let url: WorkerUrl = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(url.as_str(), normal, "{text}");
+            assert_eq!(normal.parse(), Ok(url), "{text}: the normal form is its own");
+        };
+        check("http://10.0.0.1:8000", "http://10.0.0.1:8000");
+        check("10.0.0.1:8000", "http://10.0.0.1:8000");
+        check("localhost:8000", "http://localhost:8000");
+        check("gpu-7", "http://gpu-7");
+        check("  http://gpu-7:1 \n", "http://gpu-7:1");
+        check("HTTPS://API.Example.COM", "https://api.example.com");
+        check("http://a:80", "http://a:80");
+        check("https://a:443/", "https://a:443");
+        check("http://a:0080", "http://a:80");
+        check("http://a/", "http://a");
+        check("http://a///", "http://a");
+        check("http://a/v1/Deploy%20ment/", "http://a/v1/Deploy%20ment");
+        check("http://a.b.c.:1/x", "http://a.b.c.:1/x");
+        check("http://under_score:1", "http://under_score:1");
+        check("http://[::1]:8000", "http://[::1]:8000");
+        check("[0:0:0:0:0:0:0:1]:8000", "http://[::1]:8000");
+        check("http://[2001:DB8::00A]/x/", "http://[2001:db8::a]/x");
+        check("http://a/v1:predict;x=1,2", "http://a/v1:predict;x=1,2");
+    }
+
+    #[test]
+    fn what_is_no_worker_url_is_refused() {
+        let check = |text: &str, error| assert_eq!(text.parse::<WorkerUrl>(), Err(error), "{text}");
+        check("", UrlError::HostMissing);
+        check("http://", UrlError::HostMissing);
+        check("http:///x", UrlError::HostMissing);
+        check(":8000", UrlError::HostMissing);
+        check("grpc://a:1", UrlError::SchemeUnsupported);
+        check("file:///etc/passwd", UrlError::SchemeUnsupported);
+        check("unix://run/x", UrlError::SchemeUnsupported);
+        check("http://user:pass@a", UrlError::CredentialsPresent);
+        check("user@a:1", UrlError::CredentialsPresent);
+        check("http://a?x=1", UrlError::QueryPresent);
+        check("http://a/x?", UrlError::QueryPresent);
+        check("http://a#x", UrlError::FragmentPresent);
+        check("http://a:", UrlError::PortInvalid);
+        check("http://a:0", UrlError::PortInvalid);
+        check("http://a:65536", UrlError::PortInvalid);
+        check("http://a:+1", UrlError::PortInvalid);
+        check("http:/a", UrlError::PortInvalid);
+        check("http://::1:8000", UrlError::HostInvalid);
+        check("http://[::1", UrlError::HostInvalid);
+        check("http://[::1]8000", UrlError::HostInvalid);
+        check("http://[fe80::1%25eth0]", UrlError::HostInvalid);
+        check("http://[127.0.0.1]", UrlError::HostInvalid);
+        check("http://a..b", UrlError::HostInvalid);
+        check("http://bücher", UrlError::HostInvalid);
+        check("http://a b", UrlError::HostInvalid);
+        check("http://a\\b", UrlError::HostInvalid);
+        check("http://a/x y", UrlError::PathInvalid);
+        check("http://a/%2", UrlError::PathInvalid);
+        check("http://a/x/../y", UrlError::PathInvalid);
+        check("http://a/\r\nHost:%20b", UrlError::PathInvalid);
+        check(&"a".repeat(2_049), UrlError::TooLong);
+        // Spellings of 127.0.0.1 that resolvers accept.
+        for text in ["http://127.1", "http://2130706433", "http://0x7f000001", "http://0x7f.0x1", "http://127.0.0.1."] {
+            check(text, UrlError::HostInvalid);
+        }
+    }
+
+    #[test]
+    fn the_parts_are_found_in_the_whole() {
+        let check = |text: &str, (host, port, authority, path): (&str, u16, &str, &str)| {
+            let url: WorkerUrl = text.parse().unwrap();
+            assert_eq!((url.host(), url.port(), url.authority(), url.path()), (host, port, authority, path), "{text}");
+        };
+        check("http://a", ("a", 80, "a", ""));
+        check("https://a/v1", ("a", 443, "a", "/v1"));
+        check("https://a:8443/v1", ("a", 8443, "a:8443", "/v1"));
+        check("http://[::1]:9/x", ("::1", 9, "[::1]:9", "/x"));
+    }
+
+    #[test]
+    fn only_what_means_this_machine_is_host_local() {
+        let check = |text: &str, expected| {
+            assert_eq!(text.parse::<WorkerUrl>().unwrap().is_host_local(), expected, "{text}");
+        };
+        for text in ["127.0.0.1:1", "127.9.9.9", "localhost", "LocalHost.", "x.localhost", "0.0.0.0:1", "169.254.1.1"] {
+            check(text, true);
+        }
+        for text in ["[::1]", "[fe80::1]", "[::ffff:127.0.0.1]", "[::]"] {
+            check(text, true);
+        }
+        for text in ["10.0.0.1", "localhost.example", "notlocalhost", "[2001:db8::1]", "[::ffff:10.0.0.1]"] {
+            check(text, false);
+        }
+    }
+
+    #[test]
+    fn an_id_ignores_the_default_port_and_scopes_what_is_local() {
+        let id = |text: &str, scope| text.parse::<WorkerUrl>().unwrap().id(scope);
+        assert_eq!(id("http://a:80/x", None), id("http://a/x/", None));
+        assert_eq!(id("https://[2001:db8::1]:443", None), id("https://[2001:DB8::1]", None));
+        assert_ne!(id("http://a:443", None), id("https://a", None));
+        assert_ne!(id("http://a/x", None), id("http://a/y", None));
+        assert_eq!(id("http://10.0.0.1:1", Some("n1")), id("http://10.0.0.1:1", Some("n2")));
+        assert_ne!(id("http://127.0.0.1:1", Some("n1")), id("http://127.0.0.1:1", Some("n2")));
+        assert_eq!(id("http://10.0.0.1:1", Some("n1")), WorkerId::of("http://10.0.0.1:1", None));
+    }
+
+    #[test]
+    fn mutated_urls_never_panic_and_normalise_once() {
+        let corpus = ["http://10.0.0.1:8000/v1", "https://[2001:db8::1]:443/a%20b/", "gpu-7.example.:80", "localhost"];
+        let alphabet = b"az09AZ.:/[]%@?#-_~ \\\0\xc3\xa9x";
+        let random = SplitMix::new(7);
+        let mut accepted = 0;
+        for turn in 0..20_000_usize {
+            let mut bytes = corpus[turn % corpus.len()].as_bytes().to_vec();
+            for _ in 0..=random.below(3) {
+                let place = usize::try_from(random.below(bytes.len() as u64 + 1)).unwrap();
+                let byte = alphabet[usize::try_from(random.below(alphabet.len() as u64)).unwrap()];
+                match (random.below(3), bytes.get_mut(place)) {
+                    (0, Some(there)) => *there = byte,
+                    (1, Some(_)) => drop(bytes.remove(place)),
+                    _ => bytes.insert(place, byte),
+                }
+            }
+            let text = String::from_utf8_lossy(&bytes);
+            if let Ok(url) = text.parse::<WorkerUrl>() {
+                accepted += 1;
+                assert_eq!(url.as_str().parse().as_ref(), Ok(&url), "{text}");
+                assert!(url.as_str().is_ascii(), "{text}");
+            }
+        }
+        assert!(accepted > 1_000, "{accepted}");
+    }
+}

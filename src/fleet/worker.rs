@@ -61,18 +61,25 @@ impl WorkerState {
 }
 
 impl Worker {
-    /// The next revision of a worker, in which what follows from the specification and the profile is worked out.
+    /// A worker as it was described, before its engine was asked.
     pub(crate) fn new(
         id: WorkerId,
-        revision: u64,
-        (spec, origin): (WorkerSpec, Origin),
-        profile: Option<EngineProfile>,
+        spec: WorkerSpec,
+        origin: Origin,
         health: HealthConfig,
         state: Arc<WorkerState>,
     ) -> Self {
-        let models = models_of(&spec, profile.as_ref());
         let share = spec.weight / spec.cost;
-        Self { id, revision, spec, origin, profile, health, state, models, share }
+        let models = models_of(&spec, None);
+        Self { id, revision: 0, spec, origin, profile: None, health, state, models, share }
+    }
+
+    /// The same as revision number `revision`, with what its engine says of itself.
+    pub(crate) fn revised(mut self, revision: u64, profile: Option<EngineProfile>) -> Self {
+        self.revision = revision;
+        self.models = models_of(&self.spec, profile.as_ref());
+        self.profile = profile;
+        self
     }
 
     /// The models it serves: those of its specification, else those its engine lists. Empty if neither says any:
@@ -167,4 +174,75 @@ fn models_of(spec: &WorkerSpec, profile: Option<&EngineProfile>) -> Vec<ModelCar
         card.context_length = card.context_length.or(profile.and_then(|profile| profile.context_length));
     }
     models
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        BreakerConfig,
+        testing::{at, profile, spec, trusted_worker},
+    };
+
+    fn worker(spec: WorkerSpec, profile: Option<EngineProfile>) -> Worker {
+        let state = Arc::clone(&trusted_worker(BreakerConfig::default()).state);
+        Worker::new(spec.url.id(None), spec, Origin::Api, HealthConfig::default(), state).revised(1, profile)
+    }
+
+    #[test]
+    fn the_specification_speaks_before_the_engine() {
+        let mut found = profile(&["m"]);
+        found.engine = Engine::Sglang;
+        found.kv_capacity_tokens = Some(10);
+        found.max_running_requests = Some(20);
+        found.context_length = Some(30);
+        let plain = worker(spec("a", &[]), Some(found.clone()));
+        assert_eq!(plain.engine(), Engine::Sglang);
+        assert_eq!((plain.kv_capacity_tokens(), plain.max_running_requests()), (Some(10), Some(20)));
+        assert_eq!((plain.context_length(), plain.models()[0].context_length), (Some(30), Some(30)));
+
+        let mut said = spec("a", &[]);
+        said.labels.insert("max_running_requests".to_owned(), "7".to_owned());
+        said.runtime_type = Some(Engine::Vllm);
+        said.kv_capacity_tokens = Some(1);
+        said.cost = 4.0;
+        said.weight = 2.0;
+        let told = worker(said.clone(), Some(found.clone()));
+        assert_eq!((told.engine(), told.kv_capacity_tokens()), (Engine::Vllm, Some(1)));
+        assert_eq!((told.max_running_requests(), told.share()), (Some(7), 0.5));
+        said.max_running_requests = Some(6);
+        said.runtime_type = Some(Engine::Unknown);
+        let told = worker(said, Some(found));
+        assert_eq!((told.max_running_requests(), told.engine()), (Some(6), Engine::Sglang));
+    }
+
+    #[test]
+    fn a_listed_model_takes_from_detection_what_it_does_not_say() {
+        let mut found = profile(&["m", "n"]);
+        found.models[0].context_length = Some(8);
+        found.models[0].aliases = vec!["root".into()];
+        let told = worker(spec("a", &["m"]), Some(found));
+        assert_eq!(told.models().len(), 1);
+        assert_eq!(told.models()[0].context_length, Some(8));
+        assert_eq!(told.models()[0].aliases, ["root".into()]);
+    }
+
+    #[test]
+    fn what_it_offers_is_known_only_if_it_says_so() {
+        let unasked = worker(spec("a", &[]), None);
+        assert_eq!((unasked.offers("/v1/rerank"), unasked.is_wildcard()), (Offer::Unknown, false));
+        let mute = worker(spec("a", &[]), Some(profile(&[])));
+        assert_eq!((mute.offers("/v1/rerank"), mute.is_wildcard()), (Offer::Unknown, true));
+        let offers = Some(["/v1/rerank".to_owned()].into());
+        let clear = worker(spec("a", &[]), Some(EngineProfile { offers, ..profile(&["m"]) }));
+        assert_eq!((clear.offers("/v1/rerank"), clear.offers("/v1/score")), (Offer::Yes, Offer::No));
+    }
+
+    #[test]
+    fn only_a_ready_worker_is_available() {
+        let trusted = trusted_worker(BreakerConfig::default());
+        assert!(trusted.is_available(at(0)) && trusted.admit(at(0)).is_some());
+        trusted.state.health.set_draining(crate::health::Draining::Yes);
+        assert!(!trusted.is_available(at(0)) && trusted.admit(at(0)).is_none());
+    }
 }
