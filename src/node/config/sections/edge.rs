@@ -10,8 +10,9 @@ use std::{
 use clap::{Args, ValueEnum};
 use http::HeaderName;
 use smg_base::{ByteSize, Secret};
+use smg_upstream::rules::{Network, Unlisted};
 
-use super::super::value::{Limit, Timeout, WebOrigin, not_negative, seconds, some_seconds};
+use super::super::value::{Limit, Timeout, WebOrigin, not_negative, one_of, seconds, some_seconds};
 
 /// Where clients connect.
 #[derive(Args, Clone, Debug)]
@@ -111,6 +112,27 @@ pub struct Security {
     /// Origins whose web pages may call; `*` allows every page. By default no page may.
     #[arg(long)]
     pub cors_allowed_origins: Vec<WebOrigin>,
+    /// Networks in which workers added through the admin API may be, whatever else is refused; such as 10.0.0.0/8.
+    /// Link-local, metadata and multicast addresses are refused unless they are listed here.
+    #[arg(long)]
+    pub worker_url_allow: Vec<Network>,
+    /// Networks in which workers added through the admin API may not be.
+    #[arg(long)]
+    pub worker_url_deny: Vec<Network>,
+    /// What holds for workers added through the admin API whose address is on neither list: any may be used, only
+    /// public ones, or nothing.
+    #[arg(long, default_value = "any", value_parser = one_of(UNLISTED, unlisted))]
+    pub worker_url_unlisted: Unlisted,
+}
+
+const UNLISTED: [Unlisted; 3] = [Unlisted::Any, Unlisted::Public, Unlisted::Nothing];
+
+fn unlisted(unlisted: Unlisted) -> &'static str {
+    match unlisted {
+        Unlisted::Any => "any",
+        Unlisted::Public => "public",
+        Unlisted::Nothing => "nothing",
+    }
 }
 
 /// Who may use the admin API while no key is set.

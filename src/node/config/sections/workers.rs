@@ -92,7 +92,7 @@ pub struct Upstream {
     /// Largest head of a worker's answer.
     #[arg(long, default_value = "64KiB")]
     pub response_head_bytes_max: ByteSize,
-    /// Certificates of authorities that sign workers' certificates, PEM; used instead of the public ones.
+    /// Certificates of authorities that sign workers' certificates, PEM; trusted beside the public ones.
     #[arg(long)]
     pub ca_cert_paths: Vec<PathBuf>,
     /// Certificate chain by which workers recognise this gateway, PEM.
@@ -101,6 +101,12 @@ pub struct Upstream {
     /// Private key of that certificate, PEM.
     #[arg(long)]
     pub client_key_path: Option<PathBuf>,
+    /// The name to expect in workers' certificates instead of the host in their URL.
+    #[arg(long)]
+    pub worker_server_name: Option<String>,
+    /// Whether HTTP/2 is offered to workers reached over TLS.
+    #[arg(long, default_value = "true")]
+    pub worker_http2: bool,
     /// Ask for token usage in streams whose callers did not, so that tokens are counted; the extra chunk is taken
     /// out again. Off by default, because it changes the bytes that workers receive.
     #[arg(long)]
