@@ -109,6 +109,11 @@ impl Client {
         self.send(method, self.address(path, query), None)
     }
 
+    /// Lets some time pass.
+    pub(super) fn pause(&self, time: Duration) {
+        self.runtime.block_on(async { tokio::time::sleep(time).await });
+    }
+
     fn send(&self, method: Method, uri: String, body: Option<&Value>) -> Result<Value, Failure> {
         let body = body.map(Value::to_string).unwrap_or_default();
         let mut request = Request::new(Full::new(Bytes::from(body)));

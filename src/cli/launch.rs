@@ -2,13 +2,22 @@
 
 use std::net::SocketAddr;
 
-use smg_node::config::{Config, Inputs};
+use smg_node::{
+    Node,
+    config::{Config, Inputs},
+};
+use smg_runtime::systemd;
 
 use super::Failure;
 
 /// Runs a gateway until it is told to end.
 pub(super) fn launch(config: Config, inputs: Inputs) -> Result<(), Failure> {
-    runtime(&config)?.block_on(serve(config, inputs, |_| {}))
+    // Before the runtime's threads exist, because it takes variables out of the environment.
+    let inherited = systemd::inherited_listeners().map_err(|error| Failure::Launch(error.into()))?;
+    runtime(&config)?.block_on(async move {
+        let node = Node::build(config, inputs, inherited).await.map_err(|error| Failure::Launch(error.into()))?;
+        node.run(|_| {}).await.map_err(|error| Failure::Launch(error.into()))
+    })
 }
 
 /// The runtime a gateway with this configuration runs in.
@@ -20,14 +29,14 @@ pub(super) fn runtime(config: &Config) -> Result<tokio::runtime::Runtime, Failur
     builder.enable_all().build().map_err(Failure::system("start the runtime"))
 }
 
-/// Serves until told to end. `on_ready` is called once, with the traffic address, when requests are accepted.
+/// Serves until told to end. `on_ready` is called once, with the traffic address, when requests are served.
 pub(super) async fn serve(
     config: Config,
     inputs: Inputs,
     on_ready: impl FnOnce(SocketAddr) + Send,
 ) -> Result<(), Failure> {
-    let _ = (config, inputs, on_ready);
-    Err(Failure::Launch("the gateway is not wired up yet".into()))
+    let node = Node::build(config, inputs, Vec::new()).await.map_err(|error| Failure::Launch(error.into()))?;
+    node.run(on_ready).await.map_err(|error| Failure::Launch(error.into()))
 }
 
 /// Logging for commands that run something without a configuration of their own.

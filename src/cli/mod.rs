@@ -18,9 +18,10 @@ mod output;
 mod tests;
 mod workers;
 
-use std::{io::Write, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
+use http::StatusCode;
 use smg_node::config::{Config, ConfigErrors, Flags, Inputs, flags};
 
 /// An engine-agnostic LLM gateway.
@@ -69,6 +70,12 @@ enum Failure {
     /// The gateway could not be asked, or refused.
     #[error(transparent)]
     Client(#[from] client::Error),
+    /// A worker was waited for long enough. It goes on with its requests.
+    #[error("the worker still has {requests} requests; they go on")]
+    Unfinished {
+        /// How many.
+        requests: u64,
+    },
     /// The system refused something.
     #[error("cannot {action}: {source}")]
     System {
@@ -87,10 +94,15 @@ impl Failure {
         move |source| Self::System { action, source }
     }
 
+    /// Whether the gateway knows nothing of what it was asked for.
+    fn is_not_found(&self) -> bool {
+        matches!(self, Self::Client(client::Error::Refused { status: StatusCode::NOT_FOUND, .. }))
+    }
+
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_) | Self::Usage(_) => ExitCode::from(2),
-            Self::Client(_) | Self::System { .. } | Self::Launch(_) => ExitCode::FAILURE,
+            Self::Client(_) | Self::Unfinished { .. } | Self::System { .. } | Self::Launch(_) => ExitCode::FAILURE,
         }
     }
 }
@@ -109,7 +121,7 @@ pub(crate) fn run() -> ExitCode {
     match dispatch(&matches) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let _gone = writeln!(std::io::stderr().lock(), "error: {failure}");
+            output::note(&format!("error: {failure}"));
             failure.exit_code()
         }
     }
@@ -151,7 +163,7 @@ fn dispatch(matches: &ArgMatches) -> Result<(), Failure> {
 fn load(inputs: &Inputs) -> Result<Config, Failure> {
     let config = Config::load(inputs)?;
     for warning in &config.warnings {
-        let _gone = writeln!(std::io::stderr().lock(), "warning: {warning}");
+        output::note(&format!("warning: {warning}"));
     }
     Ok(config)
 }

@@ -25,6 +25,11 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// Says something that is not the answer. Who does not listen is not an error.
+pub(super) fn note(text: &str) {
+    let _gone = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// Prints JSON, indented.
 pub(super) fn print_json(value: &Value) -> Result<(), Failure> {
     print(&format!("{value:#}\n"))

@@ -1,5 +1,11 @@
 //! The command line as text: what parses, and to what.
 
+use std::{
+    io::{BufRead, BufReader, Read, Write as _},
+    net::TcpListener,
+    thread::JoinHandle,
+};
+
 use super::*;
 
 fn parse(words: &str) -> Result<(Option<Verb>, Flags), ErrorKind> {
@@ -60,4 +66,108 @@ fn completions_know_flags_and_values() {
     clap_complete::generate(clap_complete::Shell::Bash, &mut command(), "smg", &mut script);
     let script = String::from_utf8_lossy(&script);
     assert!(script.contains("--worker-urls") && script.contains("consistent_hashing"));
+}
+
+/// A gateway of canned answers, and what it was asked.
+fn gateway(answers: &'static [(&str, &str)]) -> (String, JoinHandle<Vec<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+    let url = format!("http://{}", listener.local_addr().expect("it listens"));
+    let serve = move || {
+        let mut asked = Vec::new();
+        for (status, body) in answers {
+            let (stream, _) = listener.accept().expect("a client comes");
+            asked.push(read_request(&mut BufReader::new(&stream)));
+            let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+            (&stream).write_all(format!("{head}{body}").as_bytes()).expect("the client reads");
+        }
+        asked
+    };
+    (url, std::thread::spawn(serve))
+}
+
+/// The request line, the authorization and the body, each after a space.
+fn read_request(reader: &mut impl BufRead) -> String {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert_ne!(reader.read_line(&mut head).expect("the client writes text"), 0, "{head}");
+    }
+    let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")));
+    let length = header("content-length").map_or(0, |value| value.parse().expect("it is a number"));
+    let mut body = String::new();
+    reader.take(length).read_to_string(&mut body).expect("the body is text");
+    let line = head.lines().next().unwrap_or_default();
+    format!("{line} {} {body}", header("authorization").unwrap_or("-"))
+}
+
+fn run_words(words: &str) -> Result<(), Failure> {
+    dispatch(&command().try_get_matches_from(words.split_whitespace()).unwrap_or_else(|error| panic!("{error}")))
+}
+
+#[test]
+fn commands_about_workers_ask_the_admin_api() {
+    let list = r#"{"workers":[{"id":"w-1","url":"http://10.0.0.1:8000","models":[{"id":"m"}],"load":3}],"total":1}"#;
+    let answers: &'static [_] = Box::leak(Box::new([
+        ("200 OK", list),
+        ("202 Accepted", r#"{"status":"accepted"}"#),
+        ("200 OK", list),
+        ("202 Accepted", "{}"),
+        ("200 OK", ""),
+        ("200 OK", r#"{"chosen":"w-1"}"#),
+    ]));
+    let (url, asked) = gateway(answers);
+    let key = "--api-key k1";
+    let commands = [
+        format!("smg workers list --model a/b --url {url} {key}"),
+        format!("smg workers add http://w:1 --model m --priority 60 --label a=b --url {url} {key}"),
+        format!("smg workers drain 10.0.0.1:8000 --url {url} {key}"),
+        format!("smg workers remove w-1 --url {url}/ {key}"),
+        format!("smg explain req/1 --url {url} {key} --output json"),
+    ];
+    for words in &commands {
+        run_words(words).unwrap_or_else(|failure| panic!("{words}: {failure}"));
+    }
+    let expected = [
+        "GET /workers?model=a%2Fb HTTP/1.1 Bearer k1 ",
+        "POST /workers HTTP/1.1 Bearer k1 {\"labels\":{\"a\":\"b\"},\"models\":[\"m\"],\"priority\":60,\"url\":\"http://w:1\"}",
+        "GET /workers HTTP/1.1 Bearer k1 ",
+        "POST /workers/w-1/drain HTTP/1.1 Bearer k1 ",
+        "DELETE /workers/w-1 HTTP/1.1 Bearer k1 ",
+        "GET /explain/req%2F1 HTTP/1.1 Bearer k1 ",
+    ];
+    assert_eq!(asked.join().expect("the gateway ends"), expected);
+}
+
+#[test]
+fn a_drain_can_be_waited_for() {
+    let check = |last: &'static str, wait: &str| {
+        let answers = Box::leak(Box::new([("202 Accepted", "{}"), ("200 OK", r#"{"load":2}"#), (last, "{}")]));
+        let (url, asked) = gateway(if wait == "0" { &answers[..2] } else { answers });
+        let outcome = run_words(&format!("smg workers drain w-1 --wait {wait} --url {url}"));
+        asked.join().expect("the gateway ends");
+        outcome.map_err(|failure| failure.to_string())
+    };
+    assert_eq!(check("200 OK", "5s"), Ok(()));
+    assert_eq!(check("404 Not Found", "5s"), Ok(()));
+    assert_eq!(check("", "0"), Err("the worker still has 2 requests; they go on".to_owned()));
+}
+
+#[test]
+fn what_the_gateway_refuses_is_told_in_its_words() {
+    let check = |answers: &'static [(&str, &str)], words: &str, expected: &str| {
+        let (url, asked) = gateway(answers);
+        let failure = run_words(&format!("{words} --url {url}")).expect_err("it fails");
+        let told = failure.to_string().replace(&url, "URL");
+        assert!(told.starts_with(expected), "{told}");
+        asked.join().expect("the gateway ends");
+    };
+    let refusal = r#"{"error":{"message":"who are you?","type":"authentication_error"}}"#;
+    let answers = Box::leak(Box::new([("401 Unauthorized", refusal)]));
+    check(answers, "smg workers list", "the gateway answered 401 Unauthorized: who are you?; give the admin key");
+    check(&[("404 Not Found", "gone")], "smg explain x", "the gateway answered 404 Not Found: gone");
+    check(&[("200 OK", "<html>")], "smg workers list", "the gateway's answer is not JSON; is URL/ an smg?");
+    check(&[("200 OK", r#"{"workers":[]}"#)], "smg workers drain http://a:1", "there is no worker http://a:1");
+    let unreachable = run_words("smg workers list --url http://127.0.0.1:1").expect_err("nobody is there").to_string();
+    assert!(unreachable.contains("is it running?"), "{unreachable}");
+    let no_url = run_words("smg workers list --url 127.0.0.1").expect_err("it is no url").to_string();
+    assert!(no_url.contains("is not the URL of a gateway"), "{no_url}");
 }

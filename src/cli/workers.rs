@@ -1,8 +1,11 @@
 //! `smg workers`: the workers of a running gateway.
 
+use std::time::Duration;
+
 use clap::Subcommand;
 use http::Method;
 use serde_json::{Map, Value, json};
+use smg_node::config::value::seconds;
 
 use super::{
     Failure,
@@ -66,6 +69,9 @@ pub(super) struct Add {
 pub(super) struct One {
     /// The worker's id or URL.
     worker: String,
+    /// Wait until it has finished its requests, at most this long.
+    #[arg(long, value_name = "DURATION", value_parser = seconds)]
+    wait: Option<Duration>,
     #[command(flatten)]
     target: Target,
 }
@@ -78,16 +84,8 @@ pub(super) fn run(verb: Verb) -> Result<(), Failure> {
             let body = add.body()?;
             finish(client.call(Method::POST, &["workers"], Some(&body))?, &add.target)
         }
-        Verb::Drain(one) => {
-            let client = Client::new(&one.target)?;
-            let id = find(&client, &one.worker)?;
-            finish(client.call(Method::POST, &["workers", &id, "drain"], None)?, &one.target)
-        }
-        Verb::Remove(one) => {
-            let client = Client::new(&one.target)?;
-            let id = find(&client, &one.worker)?;
-            finish(client.call(Method::DELETE, &["workers", &id], None)?, &one.target)
-        }
+        Verb::Drain(one) => one.take_out(|client, id| client.call(Method::POST, &["workers", id, "drain"], None)),
+        Verb::Remove(one) => one.take_out(|client, id| client.call(Method::DELETE, &["workers", id], None)),
     }
 }
 
@@ -117,6 +115,45 @@ impl Add {
         Ok(Value::Object(body))
     }
 }
+
+impl One {
+    fn take_out(&self, ask: impl FnOnce(&Client, &str) -> Result<Value, Failure>) -> Result<(), Failure> {
+        let client = Client::new(&self.target)?;
+        let id = find(&client, &self.worker)?;
+        let answer = ask(&client, &id)?;
+        if let Some(limit) = self.wait {
+            wait(&client, &id, limit)?;
+        }
+        finish(answer, &self.target)
+    }
+}
+
+/// Waits until the worker has no requests or is gone, and says how many it still has when that changes.
+fn wait(client: &Client, id: &str, limit: Duration) -> Result<(), Failure> {
+    let mut told = 0;
+    let mut waited = Duration::ZERO;
+    loop {
+        let load = match client.call(Method::GET, &["workers", id], None) {
+            Err(failure) if failure.is_not_found() => return Ok(()),
+            answer => answer?.get("load").and_then(Value::as_u64).unwrap_or(0),
+        };
+        if load == 0 {
+            return Ok(());
+        }
+        if waited >= limit {
+            return Err(Failure::Unfinished { requests: load });
+        }
+        if load != told {
+            output::note(&format!("waiting for {load} requests"));
+            told = load;
+        }
+        client.pause(PAUSE);
+        waited += PAUSE;
+    }
+}
+
+/// Time between two looks at a worker that drains.
+const PAUSE: Duration = Duration::from_millis(500);
 
 fn list(model: Option<&str>, target: &Target) -> Result<(), Failure> {
     let client = Client::new(target)?;
