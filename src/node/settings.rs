@@ -6,7 +6,7 @@ use smg_gateway::{
     AdminAccess, ModelDefaults, ModelSettings, PolicySettings, Replays, RetrySettings, Settings, Timeouts, TraceHooks,
     listener,
 };
-use smg_routing::{PolicyConfig, policy};
+use smg_routing::PolicyConfig;
 
 use crate::config::{Config, sections};
 
@@ -61,9 +61,19 @@ pub(crate) fn gateway_start(config: &Config, trace: TraceHooks) -> smg_gateway::
         explanations_max: config.sections.node.explanations_max,
         affinity_entries_max: limits.affinity_entries_max.get(),
         affinity_idle: limits.affinity_idle,
-        cors_origins: config.sections.security.cors_allowed_origins.iter().map(|origin| origin.as_str().into()).collect(),
+        cors_origins: config
+            .sections
+            .security
+            .cors_allowed_origins
+            .iter()
+            .map(|origin| origin.as_str().into())
+            .collect(),
         trace,
     }
+}
+
+fn policy_settings(routing: &sections::Routing) -> PolicySettings {
+    PolicySettings { kind: routing.policy, config: PolicyConfig::default() }
 }
 
 fn retry(retries: &sections::Retries) -> RetrySettings {
@@ -93,24 +103,22 @@ fn timeouts(timeouts: &sections::Timeouts) -> Timeouts {
 pub(crate) fn fleet(config: &Config) -> FleetConfig {
     let sections = &config.sections;
     FleetConfig {
-        health: health(&sections.health, sections.fleet.worker_startup_check_interval),
+        health: health(&sections.health),
         breaker: breaker(&sections.circuit_breaker),
         scope: sections.node.node_name.clone(),
         workers_max: sections.fleet.workers_max.get(),
     }
 }
 
-fn health(health: &sections::Health, startup_interval: std::time::Duration) -> HealthConfig {
+fn health(health: &sections::Health) -> HealthConfig {
     HealthConfig {
         failure_threshold: health.health_failure_threshold.get(),
         success_threshold: health.health_success_threshold.get(),
         interval: health.health_check_interval_secs,
-        startup_interval,
         timeout: health.health_check_timeout_secs,
         endpoint: health.health_check_endpoint.clone(),
         enabled: !health.disable_health_check,
         drain_settle: health.drain_settle_secs,
-        ..HealthConfig::default()
     }
 }
 
@@ -130,12 +138,13 @@ pub(crate) fn upstream(config: &Config) -> smg_upstream::Config {
     smg_upstream::Config {
         connect_timeout: upstream.connect_timeout,
         pool_idle_timeout: upstream.pool_idle_timeout,
-        pool_idle_per_host: upstream.pool_idle_per_worker_max,
+        pool_idle_per_worker: upstream.pool_idle_per_worker_max,
         response_head_bytes_max: upstream.response_head_bytes_max.as_usize(),
         tls: smg_upstream::TlsConfig {
             ca_files: upstream.ca_cert_paths.clone(),
             client_cert: upstream.client_cert_path.clone(),
             client_key: upstream.client_key_path.clone(),
+            ..smg_upstream::TlsConfig::default()
         },
         ..smg_upstream::Config::default()
     }

@@ -13,7 +13,7 @@ mod workers;
 
 use clap::Args;
 
-pub use edge::{Limits, Listener, Security, Tls};
+pub use edge::{AdminAccess, Limits, Listener, Security, Tls};
 pub use operation::{AccessLog, Compatibility, LogFormat, Logging, Metrics, Node, Tracing};
 pub use traffic::{Assignment, CircuitBreaker, Retries, Routing, Timeouts};
 pub use workers::{Fleet, Health, Upstream};

@@ -1,0 +1,148 @@
+//! The gateway's parts, and the hot settings they share.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use arc_swap::{ArcSwap, Guard};
+use parking_lot::Mutex;
+use smg_admission::Gate;
+use smg_base::{Clock, SplitMix, Timestamp, TtlMap, WorkerId};
+use smg_fleet::Fleet;
+use smg_routing::Policy;
+use smg_runtime::{Shutdown, metrics::Registrar};
+use smg_upstream::Upstream;
+
+use crate::{
+    affinity::Affinity,
+    budget::BodyBudget,
+    config::{Config, Settings},
+    explain::Explanations,
+    metrics::Metrics,
+    plan::{Plans, Versioned},
+};
+
+/// What a gateway is built from. The node owns these and shares them with its other services.
+pub struct Parts {
+    /// The workers.
+    pub fleet: Arc<Fleet>,
+    /// The client to them.
+    pub upstream: Upstream,
+    /// Admission.
+    pub gate: Arc<Gate>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Chance.
+    pub random: Arc<SplitMix>,
+    /// The order of stopping.
+    pub shutdown: Shutdown,
+    /// Where metrics are registered.
+    pub registrar: Registrar,
+}
+
+/// The client side of a node. Shared by all its connections; everything a request reads is a snapshot.
+pub struct Gateway {
+    pub(crate) config: Config,
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) upstream: Upstream,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) random: Arc<SplitMix>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) metrics: Metrics,
+    pub(crate) plans: Plans,
+    pub(crate) explanations: Explanations,
+    pub(crate) affinity: Affinity,
+    pub(crate) body_budget: Arc<BodyBudget>,
+    settings: ArcSwap<Versioned>,
+    retiring: Mutex<BTreeMap<WorkerId, Timestamp>>,
+}
+
+impl Gateway {
+    /// Builds a gateway. It serves when its [`router`](crate::router) is given to a listener.
+    pub fn new(config: Config, settings: Settings, parts: Parts) -> Arc<Self> {
+        let metrics = Metrics::new(&parts.registrar);
+        let ids = TtlMap::new(config.affinity_entries_max, config.affinity_idle);
+        Arc::new(Self {
+            affinity: Affinity::new(ids, metrics.affinity_entries.clone()),
+            body_budget: BodyBudget::new(config.body_budget.0, metrics.body_budget_used.clone()),
+            explanations: Explanations::new(config.explanations_max),
+            plans: Plans::default(),
+            settings: ArcSwap::from_pointee(Versioned { version: 1, settings }),
+            retiring: Mutex::default(),
+            metrics,
+            config,
+            fleet: parts.fleet,
+            upstream: parts.upstream,
+            gate: parts.gate,
+            clock: parts.clock,
+            random: parts.random,
+            shutdown: parts.shutdown,
+        })
+    }
+
+    /// Puts new settings in force for requests that begin from now on.
+    pub fn reconfigure(&self, settings: Settings) {
+        self.settings.rcu(|current| Arc::new(Versioned { version: current.version + 1, settings: settings.clone() }));
+    }
+
+    /// Drains a worker, to remove it when it has become idle.
+    pub fn retire_worker(&self, worker: WorkerId) {
+        self.fleet.drain(worker);
+        self.retiring.lock().entry(worker).or_insert_with(|| self.clock.now());
+    }
+
+    /// Takes back that a worker is to be removed.
+    pub(crate) fn keep_worker(&self, worker: WorkerId) {
+        self.retiring.lock().remove(&worker);
+    }
+
+    /// Removes the retired workers whose requests have ended, and those that had `patience` to end them. To be called
+    /// every second or so.
+    pub fn remove_retired(&self, settle: Duration, patience: Duration) {
+        let now = self.clock.now();
+        let mut retiring = self.retiring.lock();
+        retiring.retain(|&id, &mut since| {
+            let waited = now.since(since);
+            let removed = if waited < settle {
+                None
+            } else if waited >= patience {
+                self.fleet.remove(id)
+            } else {
+                self.fleet.finish_drain(id)
+            };
+            if let Some(worker) = &removed {
+                tracing::info!(worker = %id, url = %worker.spec.url, "worker removed");
+                self.forget_worker(id);
+            }
+            removed.is_none() && self.fleet.snapshot().worker(id).is_some()
+        });
+    }
+
+    /// Drops what routing remembers of a worker that is gone.
+    pub fn forget_worker(&self, worker: WorkerId) {
+        self.upstream.forget(worker);
+        self.plans.forget(worker);
+    }
+
+    /// Expires what is old in the policies and in the memory of response ids. To be called every few seconds.
+    pub fn sweep(&self) {
+        let now = self.clock.now();
+        self.plans.sweep(now);
+        self.affinity.sweep(now);
+    }
+
+    /// The policy in use for each model that has been asked for.
+    pub fn policies(&self) -> Vec<(smg_base::ModelId, Arc<Policy>)> {
+        let plans = self.plans.all();
+        let mut policies: Vec<_> = plans.values().map(|plan| (plan.model.clone(), plan.policy.clone())).collect();
+        policies.sort_by(|a, b| a.0.cmp(&b.0));
+        policies
+    }
+
+    pub(crate) fn settings(&self) -> Guard<Arc<Versioned>> {
+        self.settings.load()
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+}

@@ -1,0 +1,106 @@
+//! The way of a request, in phases that consume each other:
+//!
+//! ```text
+//! Received ─identify→ Identified ─admit→ Admitted ─prepare→ Prepared ─dispatch (choose, send, retry)→ Streaming
+//!          ─relay→ the caller ─end of the body→ settled: load, permit, breaker, metrics, log, explanation
+//! ```
+//!
+//! Dropping the future at any point undoes what was taken: the permit, the load and the breaker's slot are guards, and
+//! dropping a worker's answer ends the connection to it, which the engine sees as an abort.
+
+use std::sync::Arc;
+
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use smg_admission::{Permit, Refusal as Refused};
+use smg_api::Endpoint;
+use smg_infer::{Failure, FailureCode};
+use smg_runtime::Phase;
+use tracing::Instrument;
+
+use crate::{
+    access,
+    app::Gateway,
+    dispatch,
+    edge::Credentials,
+    plan::Versioned,
+    prepare::{self, Prepared},
+    relay,
+    reply::Refusal,
+    trail::Trail,
+    transcription,
+};
+
+/// A request as it came in.
+pub(crate) struct Received {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) head: Parts,
+    pub(crate) body: axum::body::Body,
+}
+
+/// A request whose caller may call.
+pub(crate) struct Identified {
+    pub(crate) received: Received,
+    pub(crate) credentials: Credentials,
+}
+
+/// A request that may run now, until the permit is dropped.
+pub(crate) struct Admitted {
+    pub(crate) identified: Identified,
+    pub(crate) permit: Permit,
+}
+
+/// Takes a request all the way. What it returns is the answer's head; the body goes on by itself.
+pub(crate) async fn serve(gateway: Arc<Gateway>, received: Received) -> Response {
+    let current = gateway.settings().clone();
+    let mut trail = Trail::begin(&gateway, &current, &received.head.headers, received.endpoint);
+    let span = trail.span(&received.head.headers);
+    let outcome = run(&gateway, &current, received, &mut trail).instrument(span).await;
+    match outcome {
+        Ok(streaming) => relay::answer(streaming, trail),
+        Err(failure) => {
+            let family = trail.endpoint().family();
+            let response = Refusal { family, request_id: Some(trail.request_id()), failure: &failure }.into_response();
+            trail.fail(&failure);
+            response
+        }
+    }
+}
+
+async fn run(
+    gateway: &Arc<Gateway>,
+    current: &Versioned,
+    received: Received,
+    trail: &mut Trail,
+) -> Result<relay::Streaming, Failure> {
+    let identified = identify(gateway, current, received)?;
+    let admitted = admit(gateway, identified, trail).await?;
+    let prepared: Prepared = match admitted.identified.received.endpoint {
+        Endpoint::Transcriptions => transcription::prepare(gateway, current, admitted, trail).await?,
+        _ => prepare::prepare(gateway, current, admitted, trail).await?,
+    };
+    dispatch::dispatch(gateway, prepared, trail).await
+}
+
+fn identify(gateway: &Gateway, current: &Versioned, received: Received) -> Result<Identified, Failure> {
+    let credentials = access::serving(&received.head.headers, &current.settings)
+        .inspect_err(|_| gateway.metrics.auth_failures.with_label_values(&["serving"]).inc())?;
+    Ok(Identified { received, credentials })
+}
+
+async fn admit(gateway: &Gateway, identified: Identified, trail: &mut Trail) -> Result<Admitted, Failure> {
+    if gateway.shutdown.phase() >= Phase::Closing {
+        return Err(Failure::new(FailureCode::Draining, "the gateway is shutting down")
+            .retry_after(std::time::Duration::from_secs(1)));
+    }
+    let permit = gateway.gate.admit().await.map_err(|refused| match refused {
+        Refused::QueueFull { retry_after } => {
+            Failure::new(FailureCode::QueueFull, "too many requests are waiting already").retry_after(retry_after)
+        }
+        Refused::QueueTimeout { retry_after } => {
+            Failure::new(FailureCode::QueueTimeout, "no slot came free in time").retry_after(retry_after)
+        }
+    })?;
+    trail.admitted();
+    Ok(Admitted { identified, permit })
+}

@@ -1,0 +1,139 @@
+//! What holds for one model: its policy, retries, timeouts and meters, built once per version of the settings.
+
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
+use smg_base::{ModelId, Timestamp, WorkerId, map::StableMap};
+use smg_fleet::{BudgetConfig, Pool, RetryBudget};
+use smg_routing::{Policy, PolicyKind};
+
+use crate::{
+    config::{PolicySettings, RetrySettings, Settings, Timeouts},
+    metrics::ModelMeters,
+};
+
+/// One model's plan.
+pub(crate) struct ModelPlan {
+    pub(crate) policy: Arc<Policy>,
+    pub(crate) retry: RetrySettings,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) budget: Arc<RetryBudget>,
+    pub(crate) meters: ModelMeters,
+    pub(crate) model: ModelId,
+    pub(crate) policy_settings: PolicySettings,
+    version: u64,
+}
+
+/// The settings in force, numbered.
+pub(crate) struct Versioned {
+    pub(crate) version: u64,
+    pub(crate) settings: Settings,
+}
+
+/// Plans by model. Reading is a look-up in a snapshot; a new model or new settings build one under a lock.
+#[derive(Default)]
+pub(crate) struct Plans {
+    by_model: ArcSwap<StableMap<ModelId, Arc<ModelPlan>>>,
+    common: ArcSwapOption<ModelPlan>,
+    building: Mutex<()>,
+}
+
+/// Plans are kept for models workers serve; the bound only matters if names churn without end.
+const PLANS_MAX: usize = 4_096;
+
+impl Plans {
+    /// The plan for `model` under the settings in force.
+    pub(crate) fn of(&self, model: &ModelId, current: &Versioned) -> Arc<ModelPlan> {
+        let plans = self.by_model.load();
+        match plans.get(model) {
+            Some(plan) if plan.version == current.version => plan.clone(),
+            _ => self.build(model, current),
+        }
+    }
+
+    /// The plan of models without settings of their own, for reading a request before its model is known.
+    pub(crate) fn common(&self, current: &Versioned) -> Arc<ModelPlan> {
+        let common = self.common.load_full();
+        match common {
+            Some(plan) if plan.version == current.version => plan,
+            _ => {
+                let plan = Arc::new(ModelPlan::new(&ModelId::from(Pool::ANY), current, None));
+                self.common.store(Some(plan.clone()));
+                plan
+            }
+        }
+    }
+
+    /// Every plan there is.
+    pub(crate) fn all(&self) -> Arc<StableMap<ModelId, Arc<ModelPlan>>> {
+        self.by_model.load_full()
+    }
+
+    /// Drops what the policies remember of a worker that is gone.
+    pub(crate) fn forget(&self, worker: WorkerId) {
+        for plan in self.by_model.load().values() {
+            plan.policy.forget(worker);
+        }
+    }
+
+    /// Lets policies expire what is old.
+    pub(crate) fn sweep(&self, now: Timestamp) {
+        for plan in self.by_model.load().values() {
+            plan.policy.sweep(now);
+        }
+    }
+
+    #[cold]
+    fn build(&self, model: &ModelId, current: &Versioned) -> Arc<ModelPlan> {
+        let _one_at_a_time = self.building.lock();
+        let plans = self.by_model.load_full();
+        let old = plans.get(model);
+        if let Some(plan) = old.filter(|plan| plan.version == current.version) {
+            return plan.clone();
+        }
+        let plan = Arc::new(ModelPlan::new(model, current, old.map(Arc::as_ref)));
+        let mut next = (*plans).clone();
+        if next.len() >= PLANS_MAX {
+            next.clear();
+        }
+        next.insert(model.clone(), plan.clone());
+        self.by_model.store(Arc::new(next));
+        plan
+    }
+}
+
+impl ModelPlan {
+    /// Builds the plan. What the old one learned stays where its settings did not change.
+    fn new(model: &ModelId, current: &Versioned, old: Option<&Self>) -> Self {
+        let settings = &current.settings;
+        let overrides = settings.models.get(model);
+        let policy_settings =
+            overrides.and_then(|model| model.policy.clone()).unwrap_or_else(|| settings.defaults.policy.clone());
+        let retry = overrides.and_then(|model| model.retry).unwrap_or(settings.defaults.retry);
+        let timeouts = overrides.and_then(|model| model.timeouts).unwrap_or(settings.defaults.timeouts);
+        let PolicySettings { kind, config } = &policy_settings;
+        let kept = old.filter(|old| old.policy_settings == policy_settings);
+        Self {
+            policy: kept.map_or_else(|| Arc::new(Policy::new(*kind, config)), |old| old.policy.clone()),
+            budget: old
+                .filter(|old| old.retry == retry)
+                .map_or_else(|| Arc::new(budget(&retry)), |old| old.budget.clone()),
+            meters: ModelMeters::new(model.clone(), *kind),
+            model: model.clone(),
+            version: current.version,
+            policy_settings,
+            retry,
+            timeouts,
+        }
+    }
+
+    /// The policy's kind.
+    pub(crate) fn policy_kind(&self) -> PolicyKind {
+        self.policy.kind()
+    }
+}
+
+fn budget(retry: &RetrySettings) -> RetryBudget {
+    RetryBudget::new(BudgetConfig { ratio: retry.budget_ratio, floor_per_second: retry.budget_floor_per_second })
+}

@@ -1,0 +1,295 @@
+//! Reading and understanding a request: the body is parsed once, borrowed, for what routing needs and no more.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use smg_admission::Permit;
+use smg_api::{
+    Endpoint,
+    edit::{self, Edit},
+    peek::{self, Peek},
+};
+use smg_base::{Timestamp, hash};
+use smg_fleet::{Pool, Snapshot};
+use smg_infer::{Failure, FailureCode, Replay};
+use smg_prefix::TextKey;
+use smg_upstream::OutboundBody;
+
+use crate::{
+    app::Gateway,
+    body::{self, Limits},
+    budget::BodyShare,
+    config::Replays,
+    edge,
+    pipeline::{Admitted, Identified, Received},
+    plan::{ModelPlan, Versioned},
+    trail::Trail,
+};
+
+/// A request that is understood and may be sent to a worker of `pool`.
+pub(crate) struct Prepared {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) headers: HeaderMap,
+    pub(crate) payload: Payload,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) plan: Arc<ModelPlan>,
+    pub(crate) hints: Hints,
+    pub(crate) replay: Replay,
+    pub(crate) deadline: Timestamp,
+    pub(crate) answer: AnswerSettings,
+    /// Held until the answer has ended.
+    pub(crate) _permit: Permit,
+}
+
+/// The body as it goes to workers.
+pub(crate) enum Payload {
+    /// Whole, so that it can be sent again.
+    Whole {
+        /// The bytes.
+        body: Bytes,
+        /// Their part of the budget, given back when no retry can follow.
+        _share: BodyShare,
+    },
+    /// Sent on while it arrives, so once only.
+    Once(Option<OutboundBody>),
+}
+
+/// What routing goes by.
+pub(crate) struct Hints {
+    pub(crate) stream: bool,
+    pub(crate) text: Option<TextKey>,
+    pub(crate) input_tokens: u64,
+    pub(crate) routing_key: Option<String>,
+    pub(crate) target: Option<String>,
+    pub(crate) session: Option<u64>,
+}
+
+/// How the answer is to be handled.
+#[derive(Clone, Copy)]
+pub(crate) struct AnswerSettings {
+    pub(crate) buffer_bytes_max: usize,
+    /// Whether the caller asked for debug headers and may have them.
+    pub(crate) debug_headers: bool,
+    /// Whether usage was asked for on the caller's behalf and is to be taken out of the stream again.
+    pub(crate) hide_usage: bool,
+}
+
+/// Reads the body, finds the model and what routing needs.
+pub(crate) async fn prepare(
+    gateway: &Gateway,
+    current: &Versioned,
+    admitted: Admitted,
+    trail: &mut Trail,
+) -> Result<Prepared, Failure> {
+    let Admitted { identified: Identified { received, credentials }, permit } = admitted;
+    let Received { endpoint, head, body } = received;
+    let settings = &current.settings;
+    expect_json(&head.headers)?;
+    let limits = Limits { bytes_max: settings.body_bytes_max.0, pause_max: settings.body_timeout };
+    let mut share = gateway.body_budget.share();
+    let body = body::collect(body, body::announced(&head.headers), limits, &mut share).await?;
+    trail.body_read(body.len());
+
+    let snapshot = gateway.fleet.snapshot();
+    // The model may be named after its text, so the text is hashed for the policy most models follow; a model with its
+    // own gets a second reading.
+    let common = gateway.plans.common(current);
+    let (peek, text) = read(endpoint, &body, &common)?;
+    let pool = find_pool(&snapshot, endpoint, peek.model.as_ref().map(|model| &*model.value))?.clone();
+    let plan = gateway.plans.of(&pool.model, current);
+    let text = if plan.policy_settings == common.policy_settings { text } else { read(endpoint, &body, &plan)?.1 };
+    let input_tokens = match peek.token_ids {
+        0 => plan.policy.tokens_of(peek.text_bytes),
+        ids => ids as u64,
+    };
+    let stream = peek.stream;
+    trail.prepared(&plan, stream, input_tokens);
+    let debug_headers = settings.debug_headers && head.headers.contains_key("x-smg-debug");
+    let hide_usage = stream && settings.count_stream_usage && asks_for_usage(endpoint, &peek);
+    let hints = Hints {
+        stream,
+        text,
+        input_tokens,
+        routing_key: edge::internal(&head.headers, "x-smg-routing-key").map(str::to_owned),
+        target: edge::internal(&head.headers, "x-smg-target-worker").map(str::to_owned),
+        session: session_of(&peek),
+    };
+    let replay = replay_of(endpoint, &head.headers, plan.retry.replays);
+    let previous = peek.previous_response_id.as_deref().map(str::to_owned);
+    let body = edited(&body, &peek, &pool, hide_usage).unwrap_or(body);
+    let mut headers = head.headers;
+    edge::to_worker(&mut headers, credentials);
+    let mut prepared = Prepared {
+        endpoint,
+        headers,
+        payload: Payload::Whole { body, _share: share },
+        deadline: trail.received() + plan.timeouts.request,
+        pool,
+        plan,
+        hints,
+        replay,
+        answer: AnswerSettings {
+            buffer_bytes_max: settings.buffered_answer_bytes_max.as_usize(),
+            debug_headers,
+            hide_usage,
+        },
+        _permit: permit,
+    };
+    prepared.follow(gateway, previous.as_deref());
+    Ok(prepared)
+}
+
+impl Prepared {
+    /// A follow-up goes to the worker that holds the response it builds on, unless the caller names one.
+    fn follow(&mut self, gateway: &Gateway, previous_response_id: Option<&str>) {
+        if let Some(id) = previous_response_id.filter(|_| self.hints.target.is_none()) {
+            let worker = gateway.affinity.worker_of(id, gateway.now());
+            let result = if worker.is_some() { "hit" } else { "miss" };
+            gateway.metrics.affinity_lookups.with_label_values(&[result]).inc();
+            let known = worker.filter(|id| self.pool.workers.iter().any(|worker| worker.id == *id));
+            self.hints.target = known.map(|id| id.to_string());
+        }
+    }
+}
+
+fn expect_json(headers: &HeaderMap) -> Result<(), Failure> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let text = value.to_str().unwrap_or_default();
+    let media = text.split(';').next().unwrap_or_default().trim();
+    if media.eq_ignore_ascii_case("application/json") || media.to_ascii_lowercase().ends_with("+json") {
+        return Ok(());
+    }
+    Err(Failure::new(FailureCode::UnsupportedMediaType, "this endpoint takes a body of type application/json"))
+}
+
+fn invalid(error: &peek::PeekError) -> Failure {
+    let failure = Failure::new(FailureCode::InvalidRequest, error.message.to_string());
+    match &error.param {
+        Some(param) => failure.param(param.to_string()),
+        None => failure,
+    }
+}
+
+/// One reading of the body, with the text's blocks if the policy wants them.
+fn read<'a>(endpoint: Endpoint, body: &'a [u8], plan: &ModelPlan) -> Result<(Peek<'a>, Option<TextKey>), Failure> {
+    let policy = &plan.policy;
+    if !policy.wants_text() {
+        let peek = peek::peek(endpoint, body, None).map_err(|error| invalid(&error))?;
+        return Ok((peek, None));
+    }
+    let mut chunker = policy.chunker(0);
+    let mut sink = |piece: &str| chunker.push(piece.as_bytes());
+    let peek = peek::peek(endpoint, body, Some(&mut sink)).map_err(|error| invalid(&error))?;
+    Ok((peek, Some(chunker.finish())))
+}
+
+/// The workers that serve what was asked for.
+pub(crate) fn find_pool<'a>(
+    snapshot: &'a Snapshot,
+    endpoint: Endpoint,
+    model: Option<&str>,
+) -> Result<&'a Arc<Pool>, Failure> {
+    let model = model.filter(|model| !model.is_empty());
+    if let Some(name) = model {
+        if let Some(pool) = snapshot.pool(name) {
+            return Ok(pool);
+        }
+        // Workers that do not say what they serve may know it.
+        if !snapshot.open().workers.is_empty() {
+            return Ok(snapshot.open());
+        }
+    }
+    if snapshot.workers().is_empty() {
+        return Err(Failure::new(FailureCode::NoWorkers, "no worker is registered")
+            .retry_after(std::time::Duration::from_secs(5)));
+    }
+    // Engine-native endpoints do not name a model; where there is only one there is nothing to choose.
+    if model_is_optional(endpoint, model) && snapshot.models().len() <= 1 {
+        return Ok(snapshot.any());
+    }
+    let served = served(snapshot);
+    match model {
+        Some(name) => Err(Failure::new(
+            FailureCode::ModelNotFound,
+            format!("no worker serves the model '{}'; {served}", shortened(name)),
+        )
+        .param("model")),
+        None => {
+            Err(Failure::new(FailureCode::ModelRequired, format!("the request names no model; {served}"))
+                .param("model"))
+        }
+    }
+}
+
+fn model_is_optional(endpoint: Endpoint, model: Option<&str>) -> bool {
+    use Endpoint::{Classify, Detokenize, Generate, Rerank, RerankV1, Score, Tokenize};
+    let native = matches!(endpoint, Generate | Rerank | RerankV1 | Classify | Score | Tokenize | Detokenize);
+    native && model.is_none_or(|model| model == "unknown")
+}
+
+/// Names the served models, at most this many.
+const MODELS_NAMED_MAX: usize = 20;
+
+fn served(snapshot: &Snapshot) -> String {
+    let mut names: Vec<&str> = snapshot.models().map(|pool| pool.model.as_str()).collect();
+    let more = names.len().saturating_sub(MODELS_NAMED_MAX);
+    names.truncate(MODELS_NAMED_MAX);
+    match (names.is_empty(), more) {
+        (true, _) => "the workers have not said yet which models they serve".to_owned(),
+        (false, 0) => format!("served here: {}", names.join(", ")),
+        (false, more) => format!("served here: {} and {more} more (GET /v1/models lists them)", names.join(", ")),
+    }
+}
+
+/// Whether `name` led to `pool` without being the name its workers know the model by.
+pub(crate) fn is_alias(pool: &Pool, name: &str) -> bool {
+    pool.is_named() && pool.model.as_str() != name
+}
+
+fn shortened(name: &str) -> String {
+    name.chars().take(100).collect()
+}
+
+fn asks_for_usage(endpoint: Endpoint, peek: &Peek<'_>) -> bool {
+    matches!(endpoint, Endpoint::ChatCompletions | Endpoint::Completions) && peek.include_usage != Some(true)
+}
+
+/// The body with the few changes the operator's settings need; none if it stays as it is.
+fn edited(body: &Bytes, peek: &Peek<'_>, pool: &Pool, count_usage: bool) -> Option<Bytes> {
+    let mut edits: Vec<Edit> = Vec::new();
+    // A name that is not the model's own is an alias: workers know the model by its own name only.
+    if let Some(model) = peek.model.as_ref().filter(|model| is_alias(pool, &model.value)) {
+        edits.push(Edit::replace_string(model.span.clone(), pool.model.as_str()));
+    }
+    if count_usage {
+        edits.extend(Edit::include_usage(body, peek));
+    }
+    (!edits.is_empty()).then(|| Bytes::from(edit::apply(body, &mut edits)))
+}
+
+/// What ties requests of one conversation or user together. Only ever a key for choosing between equals.
+fn session_of(peek: &Peek<'_>) -> Option<u64> {
+    let key = peek
+        .prompt_cache_key
+        .as_deref()
+        .or(peek.conversation.as_deref())
+        .or(peek.user.as_deref())
+        .or(peek.metadata_user_id.as_deref())?;
+    Some(hash::stable64(key.as_bytes()))
+}
+
+/// Whether sending the request a second time does harm.
+pub(crate) fn replay_of(endpoint: Endpoint, headers: &HeaderMap, replays: Replays) -> Replay {
+    let allowed = || {
+        headers.contains_key("idempotency-key")
+            || edge::internal(headers, "x-smg-allow-replay").is_some_and(|value| value.eq_ignore_ascii_case("true"))
+    };
+    if !endpoint.is_generation() || replays == Replays::Always || allowed() {
+        Replay::Harmless
+    } else {
+        Replay::Harmful
+    }
+}

@@ -1,0 +1,444 @@
+//! What is remembered of a request on its way, and settled when it ends — however it ends.
+
+use std::{sync::Arc, time::Duration};
+
+use http::HeaderMap;
+use smg_api::{Endpoint, Usage};
+use smg_base::{RequestId, Timestamp, WorkerId};
+use smg_infer::{Blame, Failure, FailureCode};
+use smg_routing::Explanation;
+use tracing::{Span, field};
+
+use crate::{
+    app::Gateway,
+    config::AccessLog,
+    edge::{self, IdOrigin},
+    explain::{AttemptRecord, Record, Timing},
+    metrics::EndpointMeters,
+    plan::{ModelPlan, Versioned},
+};
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// Not yet. Dropped in this state, the caller went away.
+    Open,
+    /// A worker's answer was passed on whole.
+    Answered,
+    /// The gateway had to say no, or to break off.
+    Failed(FailureCode),
+}
+
+/// The trail of one request. Dropping it settles metrics, log and explanation.
+pub(crate) struct Trail {
+    gateway: Arc<Gateway>,
+    endpoint: Endpoint,
+    request_id: RequestId,
+    id_origin: IdOrigin,
+    span: Span,
+    received: Timestamp,
+    admitted: Timestamp,
+    body_read: Timestamp,
+    dispatched: Option<Timestamp>,
+    first_byte: Option<Timestamp>,
+    output: Output,
+    target: Option<Target>,
+    streaming: bool,
+    input_tokens: u64,
+    attempts: Vec<AttemptRecord>,
+    usage: Option<Usage>,
+    status: u16,
+    ending: Ending,
+    access_log: AccessLog,
+    slow: Duration,
+}
+
+/// The model a request goes to.
+struct Target {
+    plan: Arc<ModelPlan>,
+    meters: Arc<EndpointMeters>,
+}
+
+/// When a stream said something.
+#[derive(Default)]
+struct Output {
+    first: Option<Timestamp>,
+    last: Option<Timestamp>,
+    events: u64,
+    gap_max: Duration,
+}
+
+impl Trail {
+    pub(crate) fn begin(gateway: &Arc<Gateway>, current: &Versioned, headers: &HeaderMap, endpoint: Endpoint) -> Self {
+        let received = gateway.now();
+        let names = &current.settings.request_id_headers;
+        let (request_id, id_origin) = edge::request_id(headers, names, endpoint.id_prefix(), &*gateway.random);
+        gateway.metrics.http_in_flight.inc();
+        Self {
+            gateway: gateway.clone(),
+            endpoint,
+            request_id,
+            id_origin,
+            span: Span::none(),
+            received,
+            admitted: received,
+            body_read: received,
+            dispatched: None,
+            first_byte: None,
+            output: Output::default(),
+            target: None,
+            streaming: false,
+            input_tokens: 0,
+            attempts: Vec::new(),
+            usage: None,
+            status: 0,
+            ending: Ending::Open,
+            access_log: current.settings.access_log,
+            slow: current.settings.slow_request,
+        }
+    }
+
+    /// The span of this request, made only where a tracing backend listens.
+    pub(crate) fn span(&mut self, headers: &HeaderMap) -> Span {
+        let trace = self.gateway.config.trace;
+        if trace.enabled {
+            self.span = tracing::info_span!(
+                target: "smg::trace",
+                "request",
+                otel.name = field::Empty,
+                otel.kind = "server",
+                otel.status_code = field::Empty,
+                http.route = self.endpoint.path(),
+                http.response.status_code = field::Empty,
+                gen_ai.operation.name = self.endpoint.gen_ai_operation(),
+                gen_ai.provider.name = field::Empty,
+                gen_ai.request.model = field::Empty,
+                gen_ai.usage.input_tokens = field::Empty,
+                gen_ai.usage.output_tokens = field::Empty,
+                error.type = field::Empty,
+                smg.request_id = self.request_id.as_str(),
+                smg.worker = field::Empty,
+                smg.attempts = field::Empty,
+            );
+            (trace.adopt)(headers, &self.span);
+        }
+        self.span.clone()
+    }
+
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.endpoint
+    }
+
+    pub(crate) fn request_id(&self) -> &RequestId {
+        &self.request_id
+    }
+
+    pub(crate) fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
+    }
+
+    pub(crate) fn received(&self) -> Timestamp {
+        self.received
+    }
+
+    pub(crate) fn admitted(&mut self) {
+        self.admitted = self.gateway.now();
+    }
+
+    pub(crate) fn body_read(&mut self, bytes: usize) {
+        self.body_read = self.gateway.now();
+        #[expect(clippy::cast_precision_loss, reason = "a size for a histogram")]
+        self.gateway.metrics.request_bytes.observe(bytes as f64);
+    }
+
+    /// The request is understood: this is the model it goes to.
+    pub(crate) fn prepared(&mut self, plan: &Arc<ModelPlan>, streaming: bool, input_tokens: u64) {
+        let meters = plan.meters.of(self.endpoint, &self.gateway.metrics);
+        if streaming {
+            meters.streaming.inc()
+        } else {
+            meters.plain.inc()
+        }
+        meters.prepare.observe(self.gateway.now().since(self.admitted).as_secs_f64());
+        if !self.span.is_disabled() {
+            self.span.record("gen_ai.request.model", plan.model.as_str());
+            self.span.record("otel.name", format!("{} {}", self.endpoint.gen_ai_operation(), plan.model));
+        }
+        self.streaming = streaming;
+        self.input_tokens = input_tokens;
+        self.target = Some(Target { plan: plan.clone(), meters });
+    }
+
+    pub(crate) fn meters(&self) -> Option<&EndpointMeters> {
+        self.target.as_ref().map(|target| &*target.meters)
+    }
+
+    /// A worker was chosen, or none could be.
+    pub(crate) fn decided(&mut self, worker: Option<WorkerId>, decision: Box<Explanation>) {
+        self.attempts.push(AttemptRecord { worker, result: "open", dispatched: "no", decision });
+    }
+
+    /// The last attempt ended so.
+    pub(crate) fn attempt_ended(&mut self, result: &'static str, dispatched: &'static str) {
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.result = result;
+            attempt.dispatched = dispatched;
+        }
+    }
+
+    pub(crate) fn attempts(&self) -> usize {
+        self.attempts.len()
+    }
+
+    pub(crate) fn last_worker(&self) -> Option<WorkerId> {
+        self.attempts.last().and_then(|attempt| attempt.worker)
+    }
+
+    pub(crate) fn last_decision(&self) -> Option<&Explanation> {
+        self.attempts.last().map(|attempt| &*attempt.decision)
+    }
+
+    /// The headers under which the next attempt's worker sees the request and its trace.
+    pub(crate) fn mark(&self, headers: &mut HeaderMap) {
+        let attempt = u32::try_from(self.attempts.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        let id = edge::worker_request_id(&self.request_id, self.id_origin, attempt, &*self.gateway.random);
+        headers.insert(edge::X_REQUEST_ID, id);
+        if self.gateway.config.trace.enabled {
+            (self.gateway.config.trace.inject)(&self.span, headers);
+        }
+    }
+
+    /// The request leaves for a worker now.
+    pub(crate) fn dispatching(&mut self, now: Timestamp) {
+        if self.dispatched.is_none() {
+            self.dispatched = Some(now);
+            if let Some(target) = &self.target {
+                target.meters.overhead.observe(now.since(self.body_read).as_secs_f64());
+            }
+        }
+    }
+
+    /// The worker's answer began.
+    pub(crate) fn first_byte(&mut self, now: Timestamp) {
+        self.first_byte = Some(now);
+        if let (Some(target), Some(dispatched)) = (&self.target, self.dispatched) {
+            target.meters.dispatch.observe(now.since(dispatched).as_secs_f64());
+        }
+    }
+
+    /// The stream said something.
+    pub(crate) fn output(&mut self, now: Timestamp, events: u32) {
+        let output = &mut self.output;
+        match output.last {
+            Some(last) => output.gap_max = output.gap_max.max(now.since(last)),
+            None => output.first = Some(now),
+        }
+        output.last = Some(now);
+        output.events += u64::from(events);
+    }
+
+    /// Time from dispatch to the first output; none before it.
+    pub(crate) fn engine_ttft(&self) -> Option<Duration> {
+        let first = self.output.first.or(self.first_byte)?;
+        Some(first.since(self.dispatched?))
+    }
+
+    /// Mean time between two outputs; none where there were fewer than two.
+    pub(crate) fn gap_mean(&self) -> Option<Duration> {
+        let (first, last) = self.output.first.zip(self.output.last)?;
+        let gaps = u32::try_from(self.output.events.checked_sub(1)?).ok().filter(|&gaps| gaps > 0)?;
+        Some(last.since(first) / gaps)
+    }
+
+    pub(crate) fn usage(&mut self, usage: Option<Usage>) {
+        if usage.is_some() {
+            self.usage = usage;
+        }
+    }
+
+    /// The status the caller sees.
+    pub(crate) fn status(&mut self, status: u16) {
+        self.status = status;
+    }
+
+    /// The answer was passed on whole.
+    pub(crate) fn answered(&mut self) {
+        self.ending = Ending::Answered;
+    }
+
+    /// The gateway said no, or broke off in the middle.
+    pub(crate) fn fail(&mut self, failure: &Failure) {
+        if self.status == 0 {
+            self.status = failure.code.status();
+        }
+        self.ending = Ending::Failed(failure.code);
+    }
+
+    fn outcome(&self) -> &'static str {
+        match self.ending {
+            Ending::Open => FailureCode::ClientClosed.as_str(),
+            Ending::Answered => "answered",
+            Ending::Failed(code) => code.as_str(),
+        }
+    }
+}
+
+impl Drop for Trail {
+    fn drop(&mut self) {
+        let now = self.gateway.now();
+        self.gateway.metrics.http_in_flight.dec();
+        self.count(now);
+        self.trace();
+        self.log(now);
+        self.explain(now);
+    }
+}
+
+/// The settling.
+impl Trail {
+    fn count(&self, now: Timestamp) {
+        let metrics = &self.gateway.metrics;
+        let total = now.since(self.received).as_secs_f64();
+        let Some(Target { plan, meters }) = &self.target else {
+            let path = self.endpoint.path();
+            metrics.http_requests.with_label_values(&["POST", path]).inc();
+            metrics.http_duration.with_label_values(&["POST", path]).observe(total);
+            self.count_answer();
+            return;
+        };
+        meters.http_requests.inc();
+        meters.http_duration.observe(total);
+        meters.duration.observe(total);
+        if self.ending == Ending::Answered && self.status == 200 {
+            meters.ok_answers.inc();
+        } else {
+            self.count_answer();
+            let error = if self.ending == Ending::Answered { "upstream_error" } else { self.outcome() };
+            EndpointMeters::error(metrics, plan.model.as_str(), self.endpoint, error);
+        }
+        if let Some(first) = self.output.first.or(self.first_byte).filter(|_| self.status == 200) {
+            meters.ttft.observe(first.since(self.received).as_secs_f64());
+        }
+        if let Some(first) = self.first_byte {
+            meters.generation.observe(now.since(first).as_secs_f64());
+        }
+        if let Some(gap) = self.gap_mean() {
+            meters.tpot.observe(gap.as_secs_f64());
+            meters.gap_max.observe(self.output.gap_max.as_secs_f64());
+        }
+        meters.events.inc_by(self.output.events);
+        if let Some(usage) = &self.usage {
+            meters.input_tokens.inc_by(usage.input_tokens);
+            meters.output_tokens.inc_by(usage.output_tokens);
+            meters.cached_tokens.inc_by(usage.cached_tokens.unwrap_or(0));
+        }
+    }
+
+    fn count_answer(&self) {
+        let metrics = &self.gateway.metrics;
+        let code = match self.ending {
+            Ending::Answered => "",
+            Ending::Open => {
+                let phase = match (self.dispatched, self.first_byte) {
+                    (None, _) => "before_dispatch",
+                    (Some(_), None) => "before_first_byte",
+                    (Some(_), Some(_)) => "streaming",
+                };
+                metrics.disconnects.with_label_values(&[self.endpoint.label(), phase]).inc();
+                FailureCode::ClientClosed.as_str()
+            }
+            Ending::Failed(code) => code.as_str(),
+        };
+        let status = if self.status == 0 { FailureCode::ClientClosed.status() } else { self.status };
+        metrics.http_responses.with_label_values(&[self.endpoint.path(), status_text(status).as_str(), code]).inc();
+    }
+
+    fn trace(&self) {
+        if self.span.is_disabled() {
+            return;
+        }
+        let span = &self.span;
+        span.record("http.response.status_code", self.status);
+        span.record("smg.attempts", self.attempts.len());
+        if let Some(worker) = self.last_worker() {
+            span.record("smg.worker", field::display(worker));
+        }
+        if let Some(usage) = &self.usage {
+            span.record("gen_ai.usage.input_tokens", usage.input_tokens);
+            span.record("gen_ai.usage.output_tokens", usage.output_tokens);
+        }
+        match self.ending {
+            Ending::Failed(code) if code.blame() != Blame::Client => {
+                span.record("otel.status_code", "ERROR");
+                span.record("error.type", code.as_str());
+            }
+            Ending::Failed(_) | Ending::Open => drop(span.record("error.type", self.outcome())),
+            Ending::Answered => {}
+        }
+    }
+
+    fn log(&self, now: Timestamp) {
+        let is_notable =
+            || self.status != 200 || self.ending != Ending::Answered || now.since(self.received) >= self.slow;
+        let wanted = match self.access_log {
+            AccessLog::All => true,
+            AccessLog::Errors => is_notable(),
+            AccessLog::Off => false,
+        };
+        if !wanted {
+            return;
+        }
+        let model = self.target.as_ref().map_or("", |target| target.plan.model.as_str());
+        let worker = self.last_worker().map(field::display);
+        let milliseconds = |since: Timestamp, until: Timestamp| until.since(since).as_secs_f64() * 1_000.0;
+        tracing::info!(
+            target: "smg::access",
+            request_id = self.request_id.as_str(),
+            endpoint = self.endpoint.label(),
+            model,
+            status = self.status,
+            outcome = self.outcome(),
+            stream = self.streaming,
+            worker,
+            attempts = self.attempts.len(),
+            input_tokens = self.usage.as_ref().map(|usage| usage.input_tokens),
+            output_tokens = self.usage.as_ref().map(|usage| usage.output_tokens),
+            cached_tokens = self.usage.as_ref().and_then(|usage| usage.cached_tokens),
+            queue_ms = milliseconds(self.received, self.admitted),
+            first_byte_ms = self.first_byte.map(|first| milliseconds(self.received, first)),
+            total_ms = milliseconds(self.received, now),
+            "request"
+        );
+    }
+
+    fn explain(&mut self, now: Timestamp) {
+        if !self.gateway.explanations.is_on() {
+            return;
+        }
+        let milliseconds = |duration: Duration| duration.as_secs_f64() * 1_000.0;
+        let age = now.since(self.received);
+        let received_unix_ms = self.gateway.clock.unix_ms().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(0));
+        self.gateway.explanations.remember(Box::new(Record {
+            request_id: self.request_id.clone(),
+            endpoint: self.endpoint.label(),
+            model: self.target.as_ref().map_or_else(String::new, |target| target.plan.model.to_string()),
+            streaming: self.streaming,
+            received_unix_ms,
+            input_tokens_estimate: self.input_tokens,
+            attempts: std::mem::take(&mut self.attempts),
+            status: self.status,
+            outcome: self.outcome(),
+            timing_ms: Timing {
+                queue: milliseconds(self.admitted.since(self.received)),
+                overhead: milliseconds(self.dispatched.map_or(Duration::ZERO, |at| at.since(self.body_read))),
+                first_byte: self.first_byte.map(|first| milliseconds(first.since(self.received))),
+                total: milliseconds(age),
+            },
+        }));
+    }
+}
+
+/// A status as a label, without allocation.
+pub(crate) fn status_text(status: u16) -> http::StatusCode {
+    http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR)
+}

@@ -1,0 +1,391 @@
+//! Building a node, running it, and stopping it in order.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use smg_admission::Gate;
+use smg_base::Clock;
+use smg_fleet::Fleet;
+use smg_gateway::{
+    Gateway, Parts, TraceHooks,
+    listener::{Listener, ListenerMetrics, ServerTls},
+    probe_router, router,
+};
+use smg_runtime::{Phase, Shutdown, SystemClock, TaskKind, Tasks, entropy, metrics::Registrar, systemd, vitals};
+use smg_telemetry::Telemetry;
+use smg_upstream::{Upstream, load, probe};
+use tokio::net::TcpListener;
+
+use crate::{
+    config::{Config, Inputs},
+    error::Error,
+    fleet_metrics, reload, settings, signals,
+};
+
+/// A node that has bound its ports and knows its workers, but has not begun to serve.
+pub struct Node {
+    config: Config,
+    inputs: Inputs,
+    gateway: Arc<Gateway>,
+    gate: Arc<Gate>,
+    fleet: Arc<Fleet>,
+    upstream: Upstream,
+    clock: Arc<dyn Clock>,
+    registrar: Registrar,
+    telemetry: Arc<Telemetry>,
+    shutdown: Shutdown,
+    tasks: Tasks,
+    tls: Option<ServerTls>,
+    sockets: Sockets,
+}
+
+/// How long the announcement waits for a worker.
+const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The ports of a node.
+struct Sockets {
+    traffic: TcpListener,
+    metrics: TcpListener,
+    probes: Option<std::net::TcpListener>,
+}
+
+/// Metrics shown by every node are registered here, so that the reference page and a running node cannot differ.
+struct Instruments {
+    registrar: Registrar,
+    listener: ListenerMetrics,
+}
+
+impl Node {
+    /// Builds every part and binds the ports. Nothing is served before [`Node::run`].
+    ///
+    /// `inherited` are the sockets that a service supervisor opened; the first becomes the traffic port.
+    pub async fn build(config: Config, inputs: Inputs, inherited: Vec<systemd::Inherited>) -> Result<Self, Error> {
+        let name = config.sections.node.node_name.clone().unwrap_or_else(|| "smg".to_owned());
+        let telemetry = Arc::new(smg_telemetry::init(&settings::telemetry(&config, &name))?);
+        for warning in &config.warnings {
+            tracing::warn!(%warning, "configuration");
+        }
+        let registrar = match config.sections.metrics.prometheus_duration_buckets.as_slice() {
+            [] => Registrar::new(),
+            buckets => Registrar::with_duration_buckets(buckets),
+        };
+        let tls = load_tls(&config)?;
+        let shutdown = Shutdown::new();
+        let tasks = Tasks::new(shutdown.clone());
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let upstream = Upstream::new(&settings::upstream(&config), &registrar)?;
+        let fleet = Arc::new(Fleet::new(settings::fleet(&config)));
+        let gate = Arc::new(Gate::new(settings::admission(&config), clock.clone(), &registrar));
+        let parts = Parts {
+            fleet: fleet.clone(),
+            upstream: upstream.clone(),
+            gate: gate.clone(),
+            clock: clock.clone(),
+            random: Arc::new(entropy()),
+            shutdown: shutdown.clone(),
+            registrar: registrar.clone(),
+        };
+        let trace = telemetry.trace_hooks();
+        let enabled = config.sections.tracing.enable_trace;
+        let hooks = TraceHooks { enabled, adopt: trace.adopt, inject: trace.inject };
+        let gateway = Gateway::new(settings::gateway_start(&config, hooks), settings::gateway(&config), parts);
+        add_workers(&fleet, &config, &*clock)?;
+        let sockets = bind(&config, inherited).await?;
+        Ok(Self {
+            config,
+            inputs,
+            gateway,
+            gate,
+            fleet,
+            upstream,
+            clock,
+            registrar,
+            telemetry,
+            shutdown,
+            tasks,
+            tls,
+            sockets,
+        })
+    }
+
+    /// The address of the traffic port.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.sockets.traffic.local_addr()
+    }
+
+    /// The order of stopping, for whoever runs the node inside another program.
+    pub fn shutdown(&self) -> &Shutdown {
+        &self.shutdown
+    }
+
+    /// Serves until a signal, or a part that cannot be done without, ends it. Returns when everything has stopped.
+    /// `on_ready` is told the traffic address when a worker can be used, or after a few seconds.
+    pub async fn run(self, on_ready: impl FnOnce(SocketAddr) + Send) -> Result<(), Error> {
+        let grace = self.config.sections.node.shutdown_grace_period_secs;
+        let delay = self.config.sections.node.drain_delay.min(grace / 2);
+        let shutdown = self.shutdown.clone();
+        let tasks = self.tasks.clone();
+        let notifier = Arc::new(systemd::Notifier::from_env());
+        let address = self.address().map_err(Error::io("read the traffic port's address"))?;
+        let (fleet, clock) = (self.fleet.clone(), self.clock.clone());
+        let telemetry = self.start(&notifier)?;
+        let announced = async {
+            let _late = tokio::time::timeout(ANNOUNCE_PATIENCE, some_worker(&fleet, &*clock)).await;
+            on_ready(address);
+            std::future::pending::<()>().await;
+        };
+        let cause = tokio::select! {
+            signal = signals::stop() => signal,
+            () = shutdown.reached(Phase::Draining) => "request",
+            () = announced => "never",
+        };
+        tracing::info!(cause, drain_delay_s = delay.as_secs_f32(), grace_s = grace.as_secs_f32(), "draining");
+        shutdown.advance(Phase::Draining);
+        log_refused(notifier.stopping());
+        // Load balancers need time to see that this node is not ready; a second signal cuts it short.
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            _ = signals::stop() => {}
+            () = shutdown.reached(Phase::Closing) => {}
+        }
+        shutdown.advance(Phase::Closing);
+        let stragglers = tokio::select! {
+            stragglers = tasks.finish(grace - delay) => stragglers,
+            _ = signals::stop() => vec!["a second signal came".to_owned()],
+        };
+        if !stragglers.is_empty() {
+            tracing::warn!(?stragglers, "stopped before everything had ended");
+        }
+        shutdown.advance(Phase::Stopped);
+        tracing::info!("stopped");
+        drop(telemetry);
+        match tasks.fault() {
+            Some(fault) => Err(Error::Task(fault)),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts every task.
+    fn start(self, notifier: &Arc<systemd::Notifier>) -> Result<Arc<Telemetry>, Error> {
+        let Self {
+            config,
+            inputs,
+            gateway,
+            gate,
+            fleet,
+            upstream,
+            clock,
+            registrar,
+            telemetry,
+            shutdown,
+            tasks,
+            tls,
+            sockets,
+        } = self;
+        let address = sockets.traffic.local_addr().map_err(Error::io("read the traffic port's address"))?;
+        tasks.observe(&registrar);
+        fleet_metrics::register(&registrar, &fleet, &gateway, clock.clone());
+        let instruments = Instruments { listener: ListenerMetrics::new(&registrar), registrar: registrar.clone() };
+
+        let hooks = probe::Hooks {
+            remove_unhealthy: config.sections.health.remove_unhealthy_workers,
+            on_removed: {
+                let gateway = gateway.clone();
+                Box::new(move |worker| gateway.forget_worker(worker))
+            },
+        };
+        tasks.spawn(
+            TaskKind::Prober,
+            "prober",
+            probe::run_prober(fleet.clone(), upstream.clone(), clock.clone(), shutdown.clone(), hooks),
+        );
+        tasks.spawn(TaskKind::Sweeper, "connection sweeper", upstream.clone().run_sweeper(shutdown.clone()));
+        let interval = config.sections.fleet.load_monitor_interval;
+        if !interval.is_zero() {
+            let monitor = load::run_load_monitor(fleet.clone(), upstream, clock.clone(), shutdown.clone(), interval);
+            tasks.spawn(TaskKind::LoadMonitor, "load monitor", monitor);
+        }
+        tasks.spawn(TaskKind::Sweeper, "sweeper", sweep(gateway.clone(), config.clone(), shutdown.clone()));
+        tasks.spawn(TaskKind::Background, "vitals", {
+            let (registrar, shutdown) = (registrar.clone(), shutdown.clone());
+            async move { vitals::beat(&registrar, shutdown).await }
+        });
+        let serve_metrics = smg_telemetry::serve_metrics(sockets.metrics, registrar, shutdown.clone());
+        tasks.spawn(TaskKind::MetricsServer, "metrics server", async move {
+            if let Err(error) = serve_metrics.await {
+                tracing::error!(%error, "metrics server ended");
+            }
+        });
+        if let Some(socket) = sockets.probes {
+            serve_probes(socket, gateway.clone(), shutdown.clone())?;
+        }
+        let reloader = reload::Reloader {
+            inputs,
+            gateway: gateway.clone(),
+            gate,
+            fleet,
+            clock,
+            tls: tls.clone(),
+            telemetry: telemetry.clone(),
+            metrics: reload::ReloadMetrics::new(&instruments.registrar),
+            config: config.clone(),
+        };
+        tasks.spawn(TaskKind::ConfigWatcher, "configuration watcher", reloader.run(shutdown.clone()));
+        if notifier.is_supervised() {
+            let notifier = notifier.clone();
+            let shutdown = shutdown.clone();
+            tasks.spawn(TaskKind::Background, "service watchdog", async move { notifier.keep_alive(shutdown).await });
+        }
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let listener = Listener {
+            router: router(gateway),
+            config: settings::listener(&config),
+            tls,
+            metrics: instruments.listener,
+            shutdown,
+            tasks: tasks.clone(),
+        };
+        tasks.spawn(TaskKind::Listener, "traffic listener", listener.run(sockets.traffic));
+        tracing::info!(
+            url = format!("{scheme}://{address}"),
+            workers = config.workers.len(),
+            policy = config.sections.routing.policy.as_str(),
+            version = env!("CARGO_PKG_VERSION"),
+            "serving"
+        );
+        log_refused(notifier.ready());
+        Ok(telemetry)
+    }
+}
+
+/// Waits until a worker can be used.
+async fn some_worker(fleet: &Fleet, clock: &dyn Clock) {
+    while fleet.snapshot().any().available(clock.now()) == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn log_refused(result: Result<(), smg_runtime::Error>) {
+    if let Err(error) = result {
+        tracing::warn!(%error, "cannot tell the service supervisor");
+    }
+}
+
+fn load_tls(config: &Config) -> Result<Option<ServerTls>, Error> {
+    let tls = &config.sections.tls;
+    match (&tls.tls_cert_path, &tls.tls_key_path) {
+        (Some(certificate), Some(key)) => Ok(Some(ServerTls::load(certificate.clone(), key.clone())?)),
+        // One without the other is refused by the configuration's own check.
+        _ => Ok(None),
+    }
+}
+
+fn add_workers(fleet: &Fleet, config: &Config, clock: &dyn Clock) -> Result<(), Error> {
+    for (spec, origin) in &config.workers {
+        let url = spec.url.clone();
+        let refused = |source| Error::Worker { url: url.to_string(), source };
+        let added = fleet.add(spec.clone(), *origin, clock.now()).map_err(refused)?;
+        tracing::info!(worker = %added.worker.id, url = %added.worker.spec.url, "worker declared");
+    }
+    fleet.set_aliases(config.aliases.clone()).map_err(Error::Aliases)
+}
+
+async fn bind(config: &Config, inherited: Vec<systemd::Inherited>) -> Result<Sockets, Error> {
+    let listener = &config.sections.listener;
+    let traffic = match inherited.into_iter().next() {
+        Some(inherited) => {
+            TcpListener::from_std(inherited.listener).map_err(Error::io("adopt the inherited socket"))?
+        }
+        None => bind_port("traffic", listener.host, listener.port).await?,
+    };
+    let metrics = &config.sections.metrics;
+    let metrics = bind_port("metrics", metrics.prometheus_host, metrics.prometheus_port).await?;
+    let probes = match listener.health_check_port {
+        Some(port) => {
+            let socket = bind_port("health check", listener.host, port).await?;
+            Some(socket.into_std().map_err(Error::io("hand over the health check port"))?)
+        }
+        None => None,
+    };
+    Ok(Sockets { traffic, metrics, probes })
+}
+
+async fn bind_port(name: &'static str, host: IpAddr, port: u16) -> Result<TcpListener, Error> {
+    let address = SocketAddr::new(host, port);
+    TcpListener::bind(address).await.map_err(|source| Error::Bind { name, address, source })
+}
+
+/// Serves the probe port on a thread and runtime of its own, where load cannot starve it.
+fn serve_probes(socket: std::net::TcpListener, gateway: Arc<Gateway>, shutdown: Shutdown) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::io("start the health check runtime"))?;
+    let serve = move || {
+        runtime.block_on(async move {
+            let served = async {
+                let socket = TcpListener::from_std(socket)?;
+                let stopped = async move { shutdown.reached(Phase::Stopped).await };
+                axum::serve(socket, probe_router(gateway)).with_graceful_shutdown(stopped).await
+            };
+            if let Err(error) = served.await {
+                tracing::error!(%error, "health check server ended");
+            }
+        });
+    };
+    std::thread::Builder::new()
+        .name("health-check".to_owned())
+        .spawn(serve)
+        .map(drop)
+        .map_err(Error::io("start the health check thread"))
+}
+
+/// Expires what is old and removes workers that have drained.
+async fn sweep(gateway: Arc<Gateway>, config: Config, shutdown: Shutdown) {
+    let health = &config.sections.health;
+    let (settle, patience) = (health.drain_settle_secs, health.worker_drain_timeout);
+    let mut ticks: u32 = 0;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            () = shutdown.reached(Phase::Closing) => return,
+        }
+        gateway.remove_retired(settle, patience);
+        ticks = ticks.wrapping_add(1);
+        if ticks.is_multiple_of(5) {
+            gateway.sweep();
+        }
+    }
+}
+
+/// Every metric a node can show, for the reference page.
+pub fn metrics_reference() -> Vec<smg_runtime::metrics::Description> {
+    let registrar = Registrar::new();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let shutdown = Shutdown::new();
+    let fleet = Arc::new(Fleet::new(smg_fleet::FleetConfig::default()));
+    let Ok(upstream) = Upstream::new(&smg_upstream::Config::default(), &registrar) else {
+        return Vec::new();
+    };
+    let gate = Arc::new(Gate::new(smg_admission::Config::default(), clock.clone(), &registrar));
+    let parts = Parts {
+        fleet: fleet.clone(),
+        upstream,
+        gate,
+        clock: clock.clone(),
+        random: Arc::new(entropy()),
+        shutdown: shutdown.clone(),
+        registrar: registrar.clone(),
+    };
+    let gateway = Gateway::new(smg_gateway::Config::default(), smg_gateway::Settings::default(), parts);
+    fleet_metrics::register(&registrar, &fleet, &gateway, clock);
+    let _listener = ListenerMetrics::new(&registrar);
+    let _reload = reload::ReloadMetrics::new(&registrar);
+    Tasks::new(shutdown).observe(&registrar);
+    vitals::observe(&registrar);
+    smg_telemetry::process_metrics(&registrar);
+    registrar.descriptions()
+}

@@ -1,0 +1,155 @@
+//! Taking on a changed configuration while the node runs: whole or not at all, the last good one stays.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus::{IntCounterVec, IntGauge};
+use smg_admission::Gate;
+use smg_base::Clock;
+use smg_fleet::{Fleet, Origin};
+use smg_gateway::{Gateway, listener::ServerTls};
+use smg_runtime::{Phase, Shutdown, metrics::Registrar};
+use smg_telemetry::Telemetry;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::{
+    config::{Config, Inputs},
+    settings,
+};
+
+/// What is counted of reloads.
+pub(crate) struct ReloadMetrics {
+    reloads: IntCounterVec,
+    loaded_at: IntGauge,
+}
+
+impl ReloadMetrics {
+    pub(crate) fn new(registrar: &Registrar) -> Self {
+        Self {
+            reloads: registrar.counter_vec("smg_config_reloads_total", "Reloads of the configuration", &["result"]),
+            loaded_at: registrar.gauge(
+                "smg_config_last_load_timestamp_seconds",
+                "When the configuration in force was loaded, in seconds since the Unix epoch",
+            ),
+        }
+    }
+}
+
+/// Everything a reload reaches.
+pub(crate) struct Reloader {
+    pub(crate) inputs: Inputs,
+    pub(crate) config: Config,
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) tls: Option<ServerTls>,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) metrics: ReloadMetrics,
+}
+
+impl Reloader {
+    /// Reloads on SIGHUP and when the file's content has changed.
+    pub(crate) async fn run(mut self, shutdown: Shutdown) {
+        self.stamp();
+        let interval = self.config.sections.node.config_watch_interval;
+        let mut hangup = signal(SignalKind::hangup()).ok();
+        let mut seen = self.content().await;
+        loop {
+            let asked = tokio::select! {
+                () = hung_up(&mut hangup) => true,
+                () = pause(interval) => false,
+                () = shutdown.reached(Phase::Closing) => return,
+            };
+            let content = self.content().await;
+            if asked || content != seen {
+                seen = content;
+                self.reload();
+            }
+        }
+    }
+
+    /// Compared as a whole, because editors and Kubernetes replace files in ways that fool time stamps.
+    async fn content(&self) -> Option<Vec<u8>> {
+        tokio::fs::read(self.config.file.as_ref()?).await.ok()
+    }
+
+    fn stamp(&self) {
+        self.metrics.loaded_at.set(i64::try_from(self.clock.unix_ms() / 1_000).unwrap_or(i64::MAX));
+    }
+
+    fn reload(&mut self) {
+        let new = match Config::load(&self.inputs) {
+            Ok(new) => new,
+            Err(errors) => {
+                self.metrics.reloads.with_label_values(&["refused"]).inc();
+                tracing::error!(%errors, "the configuration has problems, the last good one stays in force");
+                return;
+            }
+        };
+        let changes = Config::reloadable_changes(&self.config, &new);
+        for change in &changes.restart {
+            tracing::warn!(key = change.key, before = change.before, after = change.after, "takes effect at a restart");
+        }
+        for change in &changes.live {
+            tracing::info!(key = change.key, before = change.before, after = change.after, "setting changed");
+        }
+        match self.apply(&new) {
+            Ok(()) => {
+                self.metrics.reloads.with_label_values(&["applied"]).inc();
+                self.stamp();
+                tracing::info!("configuration reloaded");
+                self.config = new;
+            }
+            Err(problem) => {
+                self.metrics.reloads.with_label_values(&["refused"]).inc();
+                tracing::error!(problem, "the configuration cannot be taken on, the last good one stays in force");
+            }
+        }
+    }
+
+    /// What can fail comes first, so that a failure leaves everything as it was.
+    fn apply(&self, new: &Config) -> Result<(), String> {
+        if let Some(tls) = &self.tls {
+            tls.reload().map_err(|error| error.to_string())?;
+        }
+        self.fleet.set_aliases(new.aliases.clone()).map_err(|error| format!("model aliases: {error}"))?;
+        self.telemetry.set_level(new.sections.logging.log_level.as_str()).map_err(|error| error.to_string())?;
+        let fleet = settings::fleet(new);
+        self.fleet.reconfigure(fleet.health, fleet.breaker);
+        self.replace_workers(new);
+        self.gate.reconfigure(settings::admission(new));
+        self.gateway.reconfigure(settings::gateway(new));
+        Ok(())
+    }
+
+    fn replace_workers(&self, new: &Config) {
+        for origin in [Origin::Flag, Origin::File] {
+            let specs = new.workers.iter().filter(|(_, from)| *from == origin).map(|(spec, _)| spec.clone()).collect();
+            let delta = self.fleet.replace_origin(origin, specs, self.clock.now());
+            for worker in delta.added {
+                tracing::info!(worker = %worker.id, url = %worker.spec.url, "worker declared");
+            }
+            for worker in delta.removed {
+                tracing::info!(%worker, "worker no longer declared, draining");
+                self.gateway.retire_worker(worker);
+            }
+            for (url, error) in delta.refused {
+                tracing::error!(%url, %error, "worker cannot be taken");
+            }
+        }
+    }
+}
+
+async fn hung_up(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+async fn pause(interval: Duration) {
+    if interval.is_zero() {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(interval).await;
+}
