@@ -33,8 +33,6 @@ mod resolve;
 pub mod rules;
 #[cfg(test)]
 mod testing;
-#[cfg(test)]
-mod tests;
 mod tls;
 
 pub use body::ResponseBody;

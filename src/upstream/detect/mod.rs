@@ -6,7 +6,7 @@
 
 mod facts;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::time::Duration;
 

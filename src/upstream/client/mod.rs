@@ -1,5 +1,8 @@
 //! The client: takes a connection, sends, and says truthfully what may have happened when that fails.
 
+#[cfg(test)]
+mod tests;
+
 use std::{error::Error as _, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;

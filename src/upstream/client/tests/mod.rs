@@ -1,0 +1,6 @@
+//! Tests of the client against real sockets.
+
+mod failures;
+mod reuse;
+mod secure;
+mod sending;
