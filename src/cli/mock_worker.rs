@@ -3,10 +3,13 @@
 pub(super) use smg_mock_worker::Args;
 use tokio::runtime::Builder;
 
-use super::{Failure, launch};
+use super::Failure;
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
-    launch::plain_telemetry()?;
+    let telemetry = smg_telemetry::init(&smg_telemetry::Config::default());
+    let telemetry = telemetry.map_err(|error| Failure::Launch(error.into()))?;
     let runtime = Builder::new_multi_thread().enable_all().build().map_err(Failure::system("start the runtime"))?;
-    runtime.block_on(smg_mock_worker::run(args)).map_err(|error| Failure::Launch(error.into()))
+    let ended = runtime.block_on(smg_mock_worker::run(args)).map_err(|error| Failure::Launch(error.into()));
+    telemetry.shutdown();
+    ended
 }

@@ -11,6 +11,7 @@ mod config;
 mod demo;
 mod explain;
 mod launch;
+mod metrics;
 #[cfg(feature = "lab")]
 mod mock_worker;
 mod output;
@@ -48,6 +49,9 @@ enum Verb {
     Workers(workers::Verb),
     /// Tell why a request went where it went.
     Explain(explain::Args),
+    /// Say what a gateway measures.
+    #[command(subcommand)]
+    Metrics(metrics::Verb),
     /// Print a completion script for a shell.
     Completions(completions::Args),
     /// Run a fake engine.
@@ -151,6 +155,7 @@ fn dispatch(matches: &ArgMatches) -> Result<(), Failure> {
         Some(Verb::Config(verb)) => config::run(&verb, &inputs()),
         Some(Verb::Workers(verb)) => workers::run(verb),
         Some(Verb::Explain(args)) => explain::run(&args),
+        Some(Verb::Metrics(verb)) => metrics::run(&verb),
         Some(Verb::Completions(args)) => completions::run(&args),
         #[cfg(feature = "lab")]
         Some(Verb::MockWorker(args)) => mock_worker::run(args),

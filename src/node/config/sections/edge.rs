@@ -41,7 +41,7 @@ pub struct Listener {
     /// the worker's request cancelled. `off` waits for ever.
     #[arg(long, default_value = "5m")]
     pub write_timeout: Timeout,
-    /// Most client connections at once; further ones wait in the system's queue. -1 for no limit.
+    /// Most client connections at once; further ones are closed. -1 for no limit.
     #[arg(long, default_value = "16384", allow_negative_numbers = true)]
     pub connections_max: Limit,
     /// Most connections at once from one address. -1 for no limit.
