@@ -25,6 +25,9 @@ use crate::{
     trail::{Trail, status_text},
 };
 
+/// Longest `Retry-After` that is waited for here instead of being passed on.
+const RETRY_AFTER_WAIT_MAX: Duration = Duration::from_secs(2);
+
 /// Largest body of a worker's refusal that is passed on.
 const REFUSAL_BYTES_MAX: usize = 256 << 10;
 
@@ -46,7 +49,7 @@ pub(crate) struct WorkerRefusal {
 /// An attempt that led to nothing.
 struct Rejected {
     failure: Failure,
-    answer: Option<WorkerRefusal>,
+    answer: Option<Box<WorkerRefusal>>,
 }
 
 impl From<Failure> for Rejected {
@@ -82,17 +85,12 @@ pub(crate) async fn dispatch(
         attempt += 1;
         trail.attempt_ended(rejected.failure.code.as_str(), rejected.failure.dispatched.as_str());
         EndpointMeters::worker_error(&gateway.metrics, rejected.failure.code.as_str());
-        let wait = match may_try_again(gateway, &prepared, &rejected, attempt) {
+        excluded.push(worker.id);
+        let wait = match may_try_again(gateway, &prepared, &rejected, &excluded, attempt) {
             Ok(wait) => wait,
             Err(reason) => return give_up(gateway, prepared, rejected, reason),
         };
-        excluded.push(worker.id);
-        let elsewhere = prepared
-            .pool
-            .workers
-            .iter()
-            .any(|other| !excluded.contains(&other.id) && other.is_available(gateway.now()));
-        if !elsewhere || attempt > 1 {
+        if !wait.is_zero() {
             gateway.metrics.retry_backoff.with_label_values(&[attempt_label(attempt)]).observe(wait.as_secs_f64());
             tokio::time::sleep(wait).await;
         }
@@ -111,11 +109,13 @@ fn attempt_label(attempt: u32) -> &'static str {
     }
 }
 
-/// How long to wait before the next attempt, or why there is none.
+/// How long to wait before the next attempt, or why there is none. The first retry goes to another worker at once; where
+/// every worker has failed, the time the last one asked for is kept, or left to the caller if it is long.
 fn may_try_again(
     gateway: &Gateway,
     prepared: &Prepared,
     rejected: &Rejected,
+    excluded: &[WorkerId],
     attempt: u32,
 ) -> Result<Duration, &'static str> {
     let retry = &prepared.plan.retry;
@@ -129,8 +129,16 @@ fn may_try_again(
     if attempt >= retry.attempts_max {
         return Err("attempts");
     }
-    let wait = retry.backoff.delay(attempt - 1, &*gateway.random);
-    let wait = rejected.failure.retry_after.map_or(wait, |asked| wait.max(asked.min(retry.backoff.max)));
+    let mut elsewhere = prepared.pool.workers.iter().filter(|other| !excluded.contains(&other.id));
+    let elsewhere = elsewhere.any(|other| other.is_available(now));
+    let backoff = retry.backoff.delay(attempt - 1, &*gateway.random);
+    let wait = match rejected.failure.retry_after {
+        _ if elsewhere && attempt == 1 => Duration::ZERO,
+        _ if elsewhere => backoff,
+        Some(asked) if asked > backoff.max(RETRY_AFTER_WAIT_MAX) => return Err("retry_after"),
+        Some(asked) => backoff.max(asked),
+        None => backoff,
+    };
     if now + wait >= prepared.deadline {
         return Err("deadline");
     }
@@ -151,7 +159,7 @@ fn give_up(
         gateway.metrics.retries_exhausted.with_label_values(&labels).inc();
     }
     match rejected.answer {
-        Some(refusal) => Ok(Streaming { prepared, settled: Settled::Refused(Box::new(refusal)) }),
+        Some(refusal) => Ok(Streaming { prepared, settled: Settled::Refused(refusal) }),
         None => Err(rejected.failure),
     }
 }
@@ -449,7 +457,7 @@ async fn refusal(mut head: response::Parts, mut body: ResponseBody) -> Rejected 
     let mut failure = Failure::new(FailureCode::UpstreamStatus, format!("the worker answered with status {status}"))
         .dispatched(dispatched);
     failure.retry_after = retry_after(&head.headers);
-    Rejected { failure, answer: Some(WorkerRefusal { head, body: bytes.freeze() }) }
+    Rejected { failure, answer: Some(Box::new(WorkerRefusal { head, body: bytes.freeze() })) }
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {

@@ -24,7 +24,7 @@ use crate::{
     edge,
     pipeline::{Admitted, Identified, Received},
     plan::{ModelPlan, Versioned},
-    trail::Trail,
+    trail::{Delivery, Trail},
 };
 
 /// A request that is understood and may be sent to a worker of `pool`.
@@ -104,7 +104,8 @@ pub(crate) async fn prepare(
         ids => ids as u64,
     };
     let stream = peek.stream;
-    trail.prepared(&plan, stream, input_tokens);
+    let delivery = if stream { Delivery::Stream } else { Delivery::Whole };
+    trail.prepared(&plan, delivery, input_tokens);
     let debug_headers = settings.debug_headers && head.headers.contains_key("x-smg-debug");
     let hide_usage = stream && settings.count_stream_usage && asks_for_usage(endpoint, &peek);
     let hints = Hints {
@@ -117,7 +118,9 @@ pub(crate) async fn prepare(
     };
     let replay = replay_of(endpoint, &head.headers, plan.retry.replays);
     let previous = peek.previous_response_id.as_deref().map(str::to_owned);
-    let body = edited(&body, &peek, &pool, hide_usage).unwrap_or(body);
+    let answer =
+        AnswerSettings { buffer_bytes_max: settings.buffered_answer_bytes_max.as_usize(), debug_headers, hide_usage };
+    let body = edited(&body, &peek, &pool, answer).unwrap_or(body);
     let mut headers = head.headers;
     edge::to_worker(&mut headers, credentials);
     let mut prepared = Prepared {
@@ -129,11 +132,7 @@ pub(crate) async fn prepare(
         plan,
         hints,
         replay,
-        answer: AnswerSettings {
-            buffer_bytes_max: settings.buffered_answer_bytes_max.as_usize(),
-            debug_headers,
-            hide_usage,
-        },
+        answer,
         _permit: permit,
     };
     prepared.follow(gateway, previous.as_deref());
@@ -258,13 +257,13 @@ fn asks_for_usage(endpoint: Endpoint, peek: &Peek<'_>) -> bool {
 }
 
 /// The body with the few changes the operator's settings need; none if it stays as it is.
-fn edited(body: &Bytes, peek: &Peek<'_>, pool: &Pool, count_usage: bool) -> Option<Bytes> {
+fn edited(body: &Bytes, peek: &Peek<'_>, pool: &Pool, answer: AnswerSettings) -> Option<Bytes> {
     let mut edits: Vec<Edit> = Vec::new();
     // A name that is not the model's own is an alias: workers know the model by its own name only.
     if let Some(model) = peek.model.as_ref().filter(|model| is_alias(pool, &model.value)) {
         edits.push(Edit::replace_string(model.span.clone(), pool.model.as_str()));
     }
-    if count_usage {
+    if answer.hide_usage {
         edits.extend(Edit::include_usage(body, peek));
     }
     (!edits.is_empty()).then(|| Bytes::from(edit::apply(body, &mut edits)))

@@ -145,10 +145,10 @@ fn whole(mut response: Response, body: Bytes, mut answering: Answering) -> Respo
     answering.trail.answered();
     if status == StatusCode::OK && is_json(response.headers()) {
         let endpoint = answering.prepared.endpoint;
-        if endpoint == Endpoint::Responses {
-            if let Some(id) = smg_api::response_id_of(&body) {
-                answering.learn(&id);
-            }
+        if endpoint == Endpoint::Responses
+            && let Some(id) = smg_api::response_id_of(&body)
+        {
+            answering.learn(&id);
         }
         answering.observe(smg_api::usage_of(endpoint, &body));
     }

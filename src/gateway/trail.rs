@@ -18,6 +18,15 @@ use crate::{
     plan::{ModelPlan, Versioned},
 };
 
+/// How the caller wants the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// In one piece.
+    Whole,
+    /// As a stream of events.
+    Stream,
+}
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
@@ -43,7 +52,7 @@ pub(crate) struct Trail {
     first_byte: Option<Timestamp>,
     output: Output,
     target: Option<Target>,
-    streaming: bool,
+    delivery: Delivery,
     input_tokens: u64,
     attempts: Vec<AttemptRecord>,
     usage: Option<Usage>,
@@ -87,7 +96,7 @@ impl Trail {
             first_byte: None,
             output: Output::default(),
             target: None,
-            streaming: false,
+            delivery: Delivery::Whole,
             input_tokens: 0,
             attempts: Vec::new(),
             usage: None,
@@ -152,19 +161,18 @@ impl Trail {
     }
 
     /// The request is understood: this is the model it goes to.
-    pub(crate) fn prepared(&mut self, plan: &Arc<ModelPlan>, streaming: bool, input_tokens: u64) {
+    pub(crate) fn prepared(&mut self, plan: &Arc<ModelPlan>, delivery: Delivery, input_tokens: u64) {
         let meters = plan.meters.of(self.endpoint, &self.gateway.metrics);
-        if streaming {
-            meters.streaming.inc()
-        } else {
-            meters.plain.inc()
+        match delivery {
+            Delivery::Stream => meters.streaming.inc(),
+            Delivery::Whole => meters.plain.inc(),
         }
         meters.prepare.observe(self.gateway.now().since(self.admitted).as_secs_f64());
         if !self.span.is_disabled() {
             self.span.record("gen_ai.request.model", plan.model.as_str());
             self.span.record("otel.name", format!("{} {}", self.endpoint.gen_ai_operation(), plan.model));
         }
-        self.streaming = streaming;
+        self.delivery = delivery;
         self.input_tokens = input_tokens;
         self.target = Some(Target { plan: plan.clone(), meters });
     }
@@ -398,7 +406,7 @@ impl Trail {
             model,
             status = self.status,
             outcome = self.outcome(),
-            stream = self.streaming,
+            stream = self.delivery == Delivery::Stream,
             worker,
             attempts = self.attempts.len(),
             input_tokens = self.usage.as_ref().map(|usage| usage.input_tokens),
@@ -422,7 +430,7 @@ impl Trail {
             request_id: self.request_id.clone(),
             endpoint: self.endpoint.label(),
             model: self.target.as_ref().map_or_else(String::new, |target| target.plan.model.to_string()),
-            streaming: self.streaming,
+            streaming: self.delivery == Delivery::Stream,
             received_unix_ms,
             input_tokens_estimate: self.input_tokens,
             attempts: std::mem::take(&mut self.attempts),

@@ -17,7 +17,7 @@ use crate::{
     pipeline::{Admitted, Identified, Received},
     plan::Versioned,
     prepare::{AnswerSettings, Hints, Payload, Prepared, find_pool, is_alias},
-    trail::Trail,
+    trail::{Delivery, Trail},
 };
 
 /// Finds the model in a multipart body and prepares the rest to be sent on while it arrives.
@@ -55,7 +55,7 @@ pub(crate) async fn prepare(
         return Err(Failure::new(FailureCode::InvalidRequest, message).param("model"));
     }
     let plan = gateway.plans.of(&pool.model, current);
-    trail.prepared(&plan, false, 0);
+    trail.prepared(&plan, Delivery::Whole, 0);
     let mut headers = head.headers;
     let hints = Hints {
         stream: false,
@@ -70,7 +70,7 @@ pub(crate) async fn prepare(
     Ok(Prepared {
         endpoint,
         headers,
-        payload: upload.payload(ended),
+        payload: if ended { upload.whole() } else { upload.onward() },
         deadline: trail.received() + plan.timeouts.request,
         pool,
         plan,
@@ -111,12 +111,14 @@ impl Upload {
         Ok((None, true))
     }
 
-    /// What goes to the worker: everything if it is here, else what is here and then the rest as it comes.
-    fn payload(self, ended: bool) -> Payload {
+    /// Everything, which is here.
+    fn whole(self) -> Payload {
+        Payload::Whole { body: self.read.freeze(), _share: self.share }
+    }
+
+    /// What is here, and then the rest as it comes.
+    fn onward(self) -> Payload {
         let Self { body, pace, limits, share, read } = self;
-        if ended {
-            return Payload::Whole { body: read.freeze(), _share: share };
-        }
         let rest = Rest { body, pace, left: limits.bytes_max.saturating_sub(read.len() as u64), limits, _share: share };
         let pieces = stream::unfold((Some(read.freeze()), Some(rest)), Rest::next);
         Payload::Once(Some(OutboundBody::Stream(Box::pin(StreamBody::new(pieces)))))
