@@ -76,3 +76,53 @@ pub fn apply(body: &[u8], edits: &mut [Edit]) -> Vec<u8> {
 fn json_string(value: &str) -> Vec<u8> {
     serde_json::to_vec(value).expect("a str always serialises")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Endpoint, peek};
+
+    fn peek(body: &str) -> Peek<'_> {
+        peek::peek(Endpoint::ChatCompletions, body.as_bytes(), None).expect("a sound body")
+    }
+
+    #[test]
+    fn only_what_is_edited_changes() {
+        let check = |body: &str, expected: &str| {
+            let peek = peek(body);
+            let mut edits = vec![Edit::insert_member(&peek, "x", "{\"y\":1}")];
+            edits.extend(peek.model.as_ref().map(|model| Edit::replace_string(model.span.clone(), "new \"name\"")));
+            assert_eq!(String::from_utf8(apply(body.as_bytes(), &mut edits)).expect("UTF-8"), expected);
+        };
+        check("{}", r#"{"x":{"y":1}}"#);
+        check(" { } ", r#" { "x":{"y":1}} "#);
+        check(r#"{"model" : "old", "odd":1e2 }"#, r#"{"model" : "new \"name\"", "odd":1e2 ,"x":{"y":1}}"#);
+        check(
+            r#"{"a":{"model":"no"},"model":"a\u00e9"}"#,
+            r#"{"a":{"model":"no"},"model":"new \"name\"","x":{"y":1}}"#,
+        );
+    }
+
+    #[test]
+    fn usage_is_asked_for_once() {
+        let check = |body: &str, expected: Option<&str>| {
+            let edit = Edit::include_usage(body.as_bytes(), &peek(body));
+            let edited = edit.map(|edit| String::from_utf8(apply(body.as_bytes(), &mut [edit])).expect("UTF-8"));
+            assert_eq!(edited.as_deref(), expected, "{body}");
+        };
+        check(r#"{"a":1}"#, Some(r#"{"a":1,"stream_options":{"include_usage":true}}"#));
+        check(r#"{"stream_options":null}"#, Some(r#"{"stream_options":{"include_usage":true}}"#));
+        check(
+            r#"{"stream_options": {"include_usage":false,"b":[1]} }"#,
+            Some(r#"{"stream_options": {"b":[1],"include_usage":true} }"#),
+        );
+        check(r#"{"stream_options":{"include_usage":true}}"#, None);
+    }
+
+    #[test]
+    fn edits_may_come_in_any_order() {
+        let replace = |span, text: &str| Edit::replace(span, text);
+        assert_eq!(apply(b"abcdef", &mut [replace(4..6, "X"), replace(0..1, "YY"), replace(2..2, "-")]), b"YYb-cdX");
+        assert_eq!(apply(b"abc", &mut []), b"abc");
+    }
+}

@@ -145,24 +145,31 @@ impl<'a> Cursor<'a> {
     /// Reads the value that comes next if it is a string, else skips it.
     #[inline]
     pub(crate) fn string_or_skip(&mut self) -> Result<Option<Text<'a>>, Broken> {
-        if self.kind()? == Kind::String { self.string().map(Some) } else { self.skip().map(|_| None) }
+        if self.kind()? == Kind::String { self.string().map(Some) } else { self.skip().map(|()| None) }
     }
 
     /// Reads the value that comes next if it is a number that is a whole one in `0..=u64::MAX`, else skips it.
     pub(crate) fn count_or_skip(&mut self) -> Result<Option<u64>, Broken> {
         let is_number = self.kind()? == Kind::Number;
-        let span = self.skip()?;
+        let span = self.span()?;
         Ok(is_number.then(|| whole(&self.text[span])).flatten())
     }
 
-    /// Skips the value that comes next, checking it; says where it was.
-    pub(crate) fn skip(&mut self) -> Result<Range<usize>, Broken> {
+    /// Skips the value that comes next, checking it.
+    #[inline]
+    pub(crate) fn skip(&mut self) -> Result<(), Broken> {
+        self.skip_space();
+        match self.byte() {
+            Some(b'{' | b'[') => self.skip_nested(),
+            _ => self.skip_scalar(),
+        }
+    }
+
+    /// The same; says where the value is.
+    pub(crate) fn span(&mut self) -> Result<Range<usize>, Broken> {
         self.skip_space();
         let start = self.at;
-        match self.byte() {
-            Some(b'{' | b'[') => self.skip_nested()?,
-            _ => self.skip_scalar()?,
-        }
+        self.skip()?;
         Ok(start..self.at)
     }
 
@@ -462,11 +469,11 @@ fn unicode_escape(bytes: &[u8]) -> Option<(char, usize)> {
         digits.iter().try_fold(0, |unit, digit| Some(unit << 4 | char::from(*digit).to_digit(16)?))
     };
     let first = unit(bytes)?;
-    if let 0xd800..0xdc00 = first {
-        if let Some(second @ 0xdc00..0xe000) = bytes.get(6..).and_then(unit) {
-            let code = 0x1_0000 + ((first - 0xd800) << 10) + (second - 0xdc00);
-            return Some((char::from_u32(code)?, 12));
-        }
+    if (0xd800..0xdc00).contains(&first)
+        && let Some(second @ 0xdc00..0xe000) = bytes.get(6..).and_then(unit)
+    {
+        let code = 0x1_0000 + ((first - 0xd800) << 10) + (second - 0xdc00);
+        return Some((char::from_u32(code)?, 12));
     }
     Some((char::from_u32(first).unwrap_or(char::REPLACEMENT_CHARACTER), 6))
 }
@@ -588,9 +595,7 @@ mod tests {
         assert_eq!(valid(&"[{\"a\":".repeat(500_000)), Err(Broken::TooDeep(64 * 6)));
         let within = |depth: usize| {
             let text = format!("{{\"a\":{}}}", nested(depth));
-            Cursor::new(&text, Numbers::Strict)
-                .object(|cursor, _| cursor.skip().map(|_| ()))
-                .map(|closed| closed.members)
+            Cursor::new(&text, Numbers::Strict).object(|cursor, _| cursor.skip()).map(|closed| closed.members)
         };
         assert_eq!(within(127), Ok(1));
         assert_eq!(within(128), Err(Broken::TooDeep(132)));

@@ -161,9 +161,7 @@ fn parameter(value: &str, name: &str) -> Option<String> {
     let mut rest = value;
     loop {
         rest = past_semicolon(rest)?.trim_start();
-        let Some((key, after)) = rest.split_once('=') else {
-            return None;
-        };
+        let (key, after) = rest.split_once('=')?;
         if key.trim_end().eq_ignore_ascii_case(name) {
             return Some(parameter_value(after.trim_start()));
         }

@@ -26,7 +26,7 @@ pub fn usage_of(endpoint: Endpoint, json_body: &[u8]) -> Option<Usage> {
         Kind::Array => {
             let each = |cursor: &mut Cursor<'_>| {
                 if cursor.kind()? != Kind::Object {
-                    return cursor.skip().map(|_| ());
+                    return cursor.skip();
                 }
                 let mut one = Tally::default();
                 one.read_answer(cursor, endpoint)?;
@@ -54,10 +54,10 @@ pub fn response_id_of(json: &[u8]) -> Option<String> {
                         id = cursor.string_or_skip()?;
                         return Ok(());
                     }
-                    cursor.skip().map(|_| ())
+                    cursor.skip()
                 })?;
             }
-            _ => drop(cursor.skip()?),
+            _ => cursor.skip()?,
         }
         Ok(())
     });
@@ -80,7 +80,7 @@ pub(crate) struct Tally {
 impl Tally {
     /// Reads a usage object; any other value is skipped.
     pub(crate) fn read(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Broken> {
-        self.read_with(cursor, |cursor, _| cursor.skip().map(|_| ()))
+        self.read_with(cursor, |cursor, _| cursor.skip())
     }
 
     /// The same; members that count nothing go to `other`, which must consume them.
@@ -90,7 +90,7 @@ impl Tally {
         mut other: impl FnMut(&mut Cursor<'a>, &str) -> Result<(), Broken>,
     ) -> Result<(), Broken> {
         if cursor.kind()? != Kind::Object {
-            return cursor.skip().map(|_| ());
+            return cursor.skip();
         }
         let member = |cursor: &mut Cursor<'a>, name: crate::json::Text<'a>| {
             let count = match name.raw() {
@@ -139,7 +139,7 @@ impl Tally {
                 self.input = cursor.count_or_skip()?;
                 Ok(())
             }
-            _ => cursor.skip().map(|_| ()),
+            _ => cursor.skip(),
         };
         cursor.object(member).map(|_| ())
     }
@@ -163,14 +163,14 @@ impl Tally {
 
 fn read_details(cursor: &mut Cursor<'_>, cached: &mut Option<u64>) -> Result<(), Broken> {
     if cursor.kind()? != Kind::Object {
-        return cursor.skip().map(|_| ());
+        return cursor.skip();
     }
     let member = |cursor: &mut Cursor<'_>, name: crate::json::Text<'_>| {
         if name.raw() == "cached_tokens" {
             *cached = larger(*cached, cursor.count_or_skip()?);
             return Ok(());
         }
-        cursor.skip().map(|_| ())
+        cursor.skip()
     };
     cursor.object(member).map(|_| ())
 }
@@ -282,7 +282,7 @@ mod tests {
         testing::mutations(&corpus, 20_000, |input| {
             for endpoint in [Endpoint::ChatCompletions, Endpoint::CountTokens] {
                 let mut cursor = Cursor::new(str::from_utf8(input).unwrap_or(""), Numbers::Python);
-                let is_json = cursor.skip().and_then(|_| cursor.end()).is_ok();
+                let is_json = cursor.skip().and_then(|()| cursor.end()).is_ok();
                 assert!(is_json || usage_of(endpoint, input).is_none(), "{}", String::from_utf8_lossy(input));
             }
             response_id_of(input);

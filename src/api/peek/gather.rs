@@ -70,7 +70,7 @@ impl<'a> Gathered<'a> {
     /// Definitions of tools, in all three dialects.
     pub(super) fn tools(&mut self, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
         if cursor.kind()? != Kind::Array {
-            return cursor.skip().map(|_| ());
+            return cursor.skip();
         }
         cursor.array(|cursor| self.tool(cursor))?;
         Ok(())
@@ -118,7 +118,7 @@ impl<'a> Gathered<'a> {
         let closed = cursor.array(|cursor| {
             let kind = cursor.kind()?;
             if *first.get_or_insert(kind) == Kind::Number {
-                return cursor.skip().map(|_| ());
+                return cursor.skip();
             }
             self.prompt(section, cursor)
         })?;
@@ -130,7 +130,7 @@ impl<'a> Gathered<'a> {
 
     /// Media given apart from the text.
     pub(super) fn media(&mut self, section: Section, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
-        let span = cursor.skip()?;
+        let span = cursor.span()?;
         self.push(section, Piece::Begin("media"));
         self.push(section, Piece::Digest(digest(cursor.slice(span))));
         Ok(())
@@ -139,7 +139,7 @@ impl<'a> Gathered<'a> {
     fn prompt(&mut self, section: Section, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
         if cursor.kind()? == Kind::Array {
             let start = cursor.position();
-            let closed = cursor.array(|cursor| cursor.skip().map(|_| ()))?;
+            let closed = cursor.array(|cursor| cursor.skip())?;
             self.ids(section, cursor.slice(start..closed.end + 1), closed.members);
             return Ok(());
         }
@@ -148,7 +148,7 @@ impl<'a> Gathered<'a> {
         match cursor.kind()? {
             Kind::String => self.content(section, cursor),
             Kind::Object => self.part(section, cursor),
-            _ => cursor.skip().map(|_| ()),
+            _ => cursor.skip(),
         }
     }
 
@@ -161,7 +161,7 @@ impl<'a> Gathered<'a> {
 
     fn tool(&mut self, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
         if cursor.kind()? != Kind::Object {
-            return cursor.skip().map(|_| ());
+            return cursor.skip();
         }
         let mut tool = Tool::default();
         let start = cursor.position();
@@ -198,7 +198,7 @@ impl<'a> Gathered<'a> {
                     cursor.array(|cursor| self.call(section, cursor))?;
                 }
                 "function_call" => self.call(section, cursor)?,
-                _ => drop(cursor.skip()?),
+                _ => cursor.skip()?,
             }
             Ok::<(), Broken>(())
         })?;
@@ -236,7 +236,7 @@ impl<'a> Gathered<'a> {
                 cursor.array(|cursor| self.content(section, cursor))?;
             }
             Kind::Object => self.part(section, cursor)?,
-            _ => drop(cursor.skip()?),
+            _ => cursor.skip()?,
         }
         Ok(())
     }
@@ -253,7 +253,7 @@ impl<'a> Gathered<'a> {
                 "input" => self.arguments(section, cursor)?,
                 "image_url" | "video_url" | "audio_url" | "input_audio" | "source" | "file" | "file_data"
                 | "file_url" | "file_id" | "image" | "video" | "audio" => self.medium(section, cursor)?,
-                _ => drop(cursor.skip()?),
+                _ => cursor.skip()?,
             }
             Ok::<(), Broken>(())
         })?;
@@ -273,7 +273,7 @@ impl<'a> Gathered<'a> {
     /// A tool call in chat's dialect.
     fn call(&mut self, section: Section, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
         if cursor.kind()? != Kind::Object {
-            return cursor.skip().map(|_| ());
+            return cursor.skip();
         }
         let start = self.sections[section as usize].len();
         let mut called = None;
@@ -301,7 +301,7 @@ impl<'a> Gathered<'a> {
         match member.raw() {
             "name" => *called = cursor.string_or_skip()?,
             "arguments" | "input" => self.arguments(section, cursor)?,
-            _ => drop(cursor.skip()?),
+            _ => cursor.skip()?,
         }
         Ok(())
     }
@@ -311,7 +311,7 @@ impl<'a> Gathered<'a> {
         let piece = match cursor.kind()? {
             Kind::String => Piece::Text(cursor.string()?),
             _ => {
-                let span = cursor.skip()?;
+                let span = cursor.span()?;
                 Piece::Json(cursor.slice(span))
             }
         };
@@ -333,7 +333,7 @@ impl<'a> Gathered<'a> {
                     match member.raw() {
                         "type" => kind = cursor.string_or_skip()?,
                         "data" | "url" | "file_data" | "file_id" => data = cursor.string_or_skip()?,
-                        _ => drop(cursor.skip()?),
+                        _ => cursor.skip()?,
                     }
                     Ok::<(), Broken>(())
                 })?;
@@ -344,7 +344,7 @@ impl<'a> Gathered<'a> {
                 };
                 self.push(section, piece);
             }
-            _ => drop(cursor.skip()?),
+            _ => cursor.skip()?,
         }
         Ok(())
     }
@@ -390,14 +390,14 @@ impl<'a> Tool<'a> {
             "name" => self.name = cursor.string_or_skip()?,
             "description" => self.description = cursor.string_or_skip()?,
             "parameters" | "input_schema" => {
-                let span = cursor.skip()?;
+                let span = cursor.span()?;
                 self.schema = Some(cursor.slice(span));
             }
             // Chat puts these one level deeper.
             "function" if cursor.kind()? == Kind::Object => {
                 cursor.object(|cursor, member| self.member(cursor, member))?;
             }
-            _ => drop(cursor.skip()?),
+            _ => cursor.skip()?,
         }
         Ok(())
     }

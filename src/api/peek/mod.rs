@@ -102,7 +102,7 @@ pub fn peek<'a>(endpoint: Endpoint, body: &'a [u8], text: Option<&mut dyn FnMut(
 
 struct Reader<'a> {
     endpoint: Endpoint,
-    /// One bit for each [`Key`].
+    /// One bit for each [`Known`].
     seen: u32,
     peek: Peek<'a>,
     gathered: Gathered<'a>,
@@ -110,7 +110,7 @@ struct Reader<'a> {
 
 /// A field of the body that is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Key {
+enum Known {
     Model,
     Stream,
     StreamOptions,
@@ -121,7 +121,7 @@ enum Key {
     PreviousResponseId,
     Conversation,
     User,
-    PromptCacheKey,
+    CacheKey,
     Metadata,
     /// Names a part of the cache apart from others.
     Salt,
@@ -138,7 +138,7 @@ enum Key {
     Media,
 }
 
-impl Key {
+impl Known {
     /// The key of a field's name at an endpoint, with the name as it is told to clients.
     fn of(endpoint: Endpoint, name: &str) -> Option<(Self, &'static str)> {
         if let Some(key) = Self::of_every_endpoint(name) {
@@ -174,7 +174,7 @@ impl Key {
             "max_tokens" => (Self::MaxTokens, "max_tokens"),
             "max_completion_tokens" => (Self::MaxCompletionTokens, "max_completion_tokens"),
             "n" => (Self::N, "n"),
-            "prompt_cache_key" => (Self::PromptCacheKey, "prompt_cache_key"),
+            "prompt_cache_key" => (Self::CacheKey, "prompt_cache_key"),
             _ => return None,
         })
     }
@@ -206,7 +206,7 @@ impl Key {
             "max_output_tokens" => (Self::MaxTokens, "max_output_tokens"),
             "previous_response_id" => (Self::PreviousResponseId, "previous_response_id"),
             "conversation" => (Self::Conversation, "conversation"),
-            "prompt_cache_key" => (Self::PromptCacheKey, "prompt_cache_key"),
+            "prompt_cache_key" => (Self::CacheKey, "prompt_cache_key"),
             "tools" => (Self::Tools, "tools"),
             "instructions" => (Self::Instructions, "instructions"),
             "input" => (Self::Input, "input"),
@@ -252,7 +252,7 @@ impl Key {
 
 impl<'a> Reader<'a> {
     fn member(&mut self, cursor: &mut Cursor<'a>, name: Text<'a>) -> Result<(), PeekError> {
-        let Some((key, param)) = Key::of(self.endpoint, &name.decode()) else {
+        let Some((key, param)) = Known::of(self.endpoint, &name.decode()) else {
             cursor.skip()?;
             return Ok(());
         };
@@ -261,45 +261,45 @@ impl<'a> Reader<'a> {
             return Err(PeekError::at(param, format!("'{param}', or another name of it, is given twice")));
         }
         self.seen |= bit;
-        if cursor.kind()? == Kind::Null && key != Key::StreamOptions {
+        if cursor.kind()? == Kind::Null && key != Known::StreamOptions {
             cursor.skip()?;
             return Ok(());
         }
         match key {
-            Key::Model => self.peek.model = Some(model(cursor)?),
-            Key::Stream => self.peek.stream = boolean(cursor, param)?,
-            Key::StreamOptions => self.stream_options(cursor)?,
-            Key::MaxTokens if self.seen & 1 << Key::MaxCompletionTokens as u32 != 0 => drop(count(cursor, param)?),
-            Key::MaxTokens | Key::MaxCompletionTokens => self.peek.max_tokens = count(cursor, param)?,
-            Key::SamplingParams => self.sampling_params(cursor)?,
-            Key::N => self.peek.n = count(cursor, param)?,
-            Key::PreviousResponseId => self.peek.previous_response_id = Some(string(cursor, param)?.decode()),
-            Key::Conversation => self.peek.conversation = conversation(cursor)?,
-            Key::User => self.peek.user = Some(string(cursor, param)?.decode()),
-            Key::PromptCacheKey => self.peek.prompt_cache_key = Some(string(cursor, param)?.decode()),
-            Key::Metadata => self.peek.metadata_user_id = metadata_user_id(cursor)?,
+            Known::Model => self.peek.model = Some(model(cursor)?),
+            Known::Stream => self.peek.stream = boolean(cursor, param)?,
+            Known::StreamOptions => self.stream_options(cursor)?,
+            Known::MaxTokens if self.seen & 1 << Known::MaxCompletionTokens as u32 != 0 => drop(count(cursor, param)?),
+            Known::MaxTokens | Known::MaxCompletionTokens => self.peek.max_tokens = count(cursor, param)?,
+            Known::SamplingParams => self.sampling_params(cursor)?,
+            Known::N => self.peek.n = count(cursor, param)?,
+            Known::PreviousResponseId => self.peek.previous_response_id = Some(string(cursor, param)?.decode()),
+            Known::Conversation => self.peek.conversation = conversation(cursor)?,
+            Known::User => self.peek.user = Some(string(cursor, param)?.decode()),
+            Known::CacheKey => self.peek.prompt_cache_key = Some(string(cursor, param)?.decode()),
+            Known::Metadata => self.peek.metadata_user_id = metadata_user_id(cursor)?,
             _ => self.text(key, cursor, param)?,
         }
         Ok(())
     }
 
     /// The fields whose values the model reads.
-    fn text(&mut self, key: Key, cursor: &mut Cursor<'a>, param: &'static str) -> Result<(), PeekError> {
+    fn text(&mut self, key: Known, cursor: &mut Cursor<'a>, param: &'static str) -> Result<(), PeekError> {
         let gathered = &mut self.gathered;
         match key {
-            Key::Salt | Key::Adapter => gathered.label(Section::Salt, cursor)?,
-            Key::Tools | Key::Functions => gathered.tools(cursor)?,
-            Key::Instructions => gathered.instructions(cursor)?,
-            Key::Messages => {
+            Known::Salt | Known::Adapter => gathered.label(Section::Salt, cursor)?,
+            Known::Tools | Known::Functions => gathered.tools(cursor)?,
+            Known::Instructions => gathered.instructions(cursor)?,
+            Known::Messages => {
                 expect(cursor, Kind::Array, param, "must be an array")?;
                 gathered.messages(cursor, param)?;
             }
-            Key::Input => gathered.input(cursor, param)?,
-            Key::Prompt | Key::TokenIds => gathered.prompts(Section::Conversation, cursor)?,
-            Key::Query => gathered.prompts(Section::System, cursor)?,
-            Key::Documents => gathered.prompts(Section::Conversation, cursor)?,
-            Key::Media => gathered.media(Section::System, cursor)?,
-            _ => drop(cursor.skip()?),
+            Known::Input => gathered.input(cursor, param)?,
+            Known::Prompt | Known::TokenIds => gathered.prompts(Section::Conversation, cursor)?,
+            Known::Query => gathered.prompts(Section::System, cursor)?,
+            Known::Documents => gathered.prompts(Section::Conversation, cursor)?,
+            Known::Media => gathered.media(Section::System, cursor)?,
+            _ => cursor.skip()?,
         }
         Ok(())
     }
@@ -307,7 +307,7 @@ impl<'a> Reader<'a> {
     fn stream_options(&mut self, cursor: &mut Cursor<'a>) -> Result<(), PeekError> {
         let start = cursor.position();
         if cursor.kind()? == Kind::Null {
-            self.peek.stream_options = Some(cursor.skip()?);
+            self.peek.stream_options = Some(cursor.span()?);
             return Ok(());
         }
         expect(cursor, Kind::Object, "stream_options", "must be an object")?;
@@ -339,7 +339,7 @@ impl<'a> Reader<'a> {
             match &*name.decode() {
                 "max_new_tokens" => self.peek.max_tokens = cursor.count_or_skip()?,
                 "n" => self.peek.n = cursor.count_or_skip()?,
-                _ => drop(cursor.skip()?),
+                _ => cursor.skip()?,
             }
             Ok::<(), Broken>(())
         })?;
@@ -364,7 +364,7 @@ fn string<'a>(cursor: &mut Cursor<'a>, param: &'static str) -> Result<Text<'a>, 
 
 fn boolean(cursor: &mut Cursor<'_>, param: &'static str) -> Result<bool, PeekError> {
     expect(cursor, Kind::Bool, param, "must be true or false")?;
-    let span = cursor.skip()?;
+    let span = cursor.span()?;
     Ok(cursor.slice(span) == "true")
 }
 

@@ -37,12 +37,12 @@ pub(super) struct Facts<'a> {
 
 impl<'a> Facts<'a> {
     /// Reads the data of an event; `name` is its `event` field.
-    pub(super) fn read(data: &'a str, name: Option<&[u8]>) -> Result<Self, Broken> {
+    pub(super) fn read(data: &'a str, name: Option<&str>) -> Result<Self, Broken> {
         let mut facts = Self::default();
         let mut cursor = Cursor::new(data, Numbers::Python);
         match cursor.kind()? {
-            Kind::Object => drop(cursor.object(|cursor, name| facts.member(cursor, name))?),
-            Kind::Array => drop(cursor.skip()?),
+            Kind::Object => facts.members(&mut cursor)?,
+            Kind::Array => cursor.skip()?,
             _ => return Err(Broken::Syntax(cursor.position())),
         }
         cursor.end()?;
@@ -53,6 +53,10 @@ impl<'a> Facts<'a> {
     /// Whether it is the chunk that OpenAI's `include_usage` adds.
     pub(super) fn is_usage_only(&self) -> bool {
         self.choices_empty && self.tally.is_some_and(|tally| tally.usage().is_some()) && !self.failed
+    }
+
+    fn members(&mut self, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
+        cursor.object(|cursor, name| self.member(cursor, name)).map(|_| ())
     }
 
     fn member(&mut self, cursor: &mut Cursor<'a>, name: Text<'a>) -> Result<(), Broken> {
@@ -71,7 +75,7 @@ impl<'a> Facts<'a> {
             "index" => self.index = cursor.count_or_skip()?,
             "text" | "output_ids" => self.content |= holds_something(cursor)?,
             "meta_info" => self.meta_info(cursor)?,
-            _ => drop(cursor.skip()?),
+            _ => cursor.skip()?,
         }
         Ok(())
     }
@@ -79,7 +83,7 @@ impl<'a> Facts<'a> {
     /// OpenAI's chat and completion chunks.
     fn choices(&mut self, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
         if cursor.kind()? != Kind::Array {
-            return cursor.skip().map(|_| ());
+            return cursor.skip();
         }
         let closed = cursor.array(|cursor| self.choice(cursor))?;
         self.choices_empty = closed.members == 0;
@@ -88,7 +92,7 @@ impl<'a> Facts<'a> {
 
     fn choice(&mut self, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
         if cursor.kind()? != Kind::Object {
-            return cursor.skip().map(|_| ());
+            return cursor.skip();
         }
         let (mut index, mut finish_reason) = (None, None);
         cursor.object(|cursor, name| {
@@ -99,7 +103,7 @@ impl<'a> Facts<'a> {
                 }
                 "text" => self.content |= holds_something(cursor)?,
                 "finish_reason" => finish_reason = cursor.string_or_skip()?,
-                _ => drop(cursor.skip()?),
+                _ => cursor.skip()?,
             }
             Ok::<(), Broken>(())
         })?;
@@ -114,7 +118,7 @@ impl<'a> Facts<'a> {
                 self.content |= holds_something(cursor)?;
                 Ok(())
             }
-            _ => cursor.skip().map(|_| ()),
+            _ => cursor.skip(),
         }
     }
 
@@ -129,7 +133,7 @@ impl<'a> Facts<'a> {
 
     fn usage(&mut self, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
         if cursor.kind()? == Kind::Null {
-            return cursor.skip().map(|_| ());
+            return cursor.skip();
         }
         self.tally.get_or_insert_default().read(cursor)
     }
@@ -137,12 +141,12 @@ impl<'a> Facts<'a> {
     /// Anthropic's `content_block_delta` and `message_delta`; in Responses a string.
     fn delta(&mut self, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
         if cursor.kind()? != Kind::Object {
-            return cursor.skip().map(|_| ());
+            return cursor.skip();
         }
         cursor.object(|cursor, name| {
             match name.raw() {
                 "stop_reason" => self.outcome = cursor.string_or_skip()?,
-                _ => drop(cursor.skip()?),
+                _ => cursor.skip()?,
             }
             Ok::<(), Broken>(())
         })?;
@@ -152,14 +156,14 @@ impl<'a> Facts<'a> {
     /// The message that Anthropic's `message_start` opens with, or the response in the events of the Responses API.
     fn answer(&mut self, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
         if cursor.kind()? != Kind::Object {
-            return cursor.skip().map(|_| ());
+            return cursor.skip();
         }
         cursor.object(|cursor, name| {
             match name.raw() {
                 "id" => self.id = cursor.string_or_skip()?,
                 "usage" => self.usage(cursor)?,
                 "status" => self.outcome = cursor.string_or_skip()?,
-                _ => drop(cursor.skip()?),
+                _ => cursor.skip()?,
             }
             Ok::<(), Broken>(())
         })?;
@@ -174,7 +178,7 @@ impl<'a> Facts<'a> {
             match name {
                 "id" => id = cursor.string_or_skip()?,
                 "finish_reason" => finish_reason = reason(cursor)?,
-                _ => drop(cursor.skip()?),
+                _ => cursor.skip()?,
             }
             Ok(())
         })?;
@@ -185,8 +189,8 @@ impl<'a> Facts<'a> {
     }
 
     /// Draws conclusions that need more than one member.
-    fn conclude(&mut self, name: Option<&[u8]>) {
-        let kind = self.kind.map(Text::raw).or_else(|| name.and_then(|name| str::from_utf8(name).ok()));
+    fn conclude(&mut self, name: Option<&str>) {
+        let kind = self.kind.map(Text::raw).or(name);
         match kind {
             Some("message_stop" | "response.completed" | "response.incomplete" | "transcript.text.done") => {
                 self.terminal = Some(Terminal::Done);
@@ -201,7 +205,7 @@ impl<'a> Facts<'a> {
             None if self.choices_seen == 0 && self.content => self.choice_finished(self.index, None),
             None => {}
         }
-        if self.failed || name == Some(b"error") {
+        if self.failed || name == Some("error") {
             self.terminal = Some(Terminal::Failed);
         }
     }
@@ -216,7 +220,7 @@ fn reason<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Text<'a>>, Broken> {
     cursor.object(|cursor, name| {
         match name.raw() {
             "type" => reason = cursor.string_or_skip()?,
-            _ => drop(cursor.skip()?),
+            _ => cursor.skip()?,
         }
         Ok::<(), Broken>(())
     })?;
@@ -229,6 +233,6 @@ fn holds_something(cursor: &mut Cursor<'_>) -> Result<bool, Broken> {
     if cursor.kind()? == Kind::String {
         return Ok(!cursor.string()?.is_empty());
     }
-    let span = cursor.skip()?;
+    let span = cursor.span()?;
     Ok(!matches!(cursor.slice(span), "null" | "[]" | "{}" | "false"))
 }

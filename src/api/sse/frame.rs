@@ -1,6 +1,6 @@
 //! Cutting bytes into events.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 use super::Garbage;
 
@@ -10,42 +10,45 @@ pub(super) const OPENING_BYTES: usize = 64;
 /// More lines than this are no event. It keeps the work on an event that comes byte by byte linear.
 const LINES_MAX: usize = 256;
 
-/// One event, or a comment that stands alone.
+/// One event, or a comment that stands alone, as places in its bytes.
 #[derive(Debug)]
-pub(super) struct Frame<'a> {
-    /// Its bytes, blank line included.
+pub(super) struct Frame {
+    /// How many bytes it has, blank line included.
     pub(super) len: usize,
     /// The value of its `event` field.
-    pub(super) name: Option<&'a [u8]>,
+    name: Option<Range<usize>>,
     /// The values of its `data` fields: the first, and the others.
-    data: Option<&'a [u8]>,
-    more: Vec<&'a [u8]>,
+    data: Option<Range<usize>>,
+    more: Vec<Range<usize>>,
 }
 
-enum Field<'a> {
-    Data(&'a [u8]),
-    Name(&'a [u8]),
+/// A line, with how many of its bytes come before the value.
+enum Field {
+    Data(usize),
+    Name(usize),
     Comment,
     Other,
 }
 
-impl<'a> Frame<'a> {
+impl Frame {
     /// The event at the start of `bytes`, or nothing if its end is not there.
-    pub(super) fn next(bytes: &'a [u8]) -> Result<Option<Self>, Garbage> {
+    pub(super) fn next(bytes: &[u8]) -> Result<Option<Self>, Garbage> {
         let mut frame = Self { len: 0, name: None, data: None, more: Vec::new() };
         let mut is_empty = true;
         for _ in 0..LINES_MAX {
-            let Some((line, line_len)) = next_line(&bytes[frame.len..])? else {
+            let start = frame.len;
+            let Some((line, line_len)) = next_line(&bytes[start..])? else {
                 return Ok(None);
             };
             frame.len += line_len;
             if line.is_empty() {
                 return Ok(Some(frame));
             }
+            let end = start + line.len();
             match field(line)? {
-                Field::Data(value) if frame.data.is_none() => frame.data = Some(value),
-                Field::Data(value) => frame.more.push(value),
-                Field::Name(value) => frame.name = Some(value),
+                Field::Data(before) if frame.data.is_none() => frame.data = Some(start + before..end),
+                Field::Data(before) => frame.more.push(start + before..end),
+                Field::Name(before) => frame.name = Some(start + before..end),
                 // Goes on at once, for it keeps the connection alive.
                 Field::Comment if is_empty => return Ok(Some(frame)),
                 Field::Comment | Field::Other => {}
@@ -55,19 +58,20 @@ impl<'a> Frame<'a> {
         Err(Garbage::TooLong)
     }
 
+    /// The value of its `event` field; `text` is the whole event.
+    pub(super) fn name<'a>(&self, text: &'a str) -> Option<&'a str> {
+        self.name.clone().map(|name| &text[name])
+    }
+
     /// The event's data, its lines joined, if it has any.
-    pub(super) fn data(&self) -> Result<Option<Cow<'a, str>>, Garbage> {
-        let Some(data) = self.data else {
-            return Ok(None);
-        };
-        let text = |bytes: &'a [u8]| str::from_utf8(bytes).map_err(|_| Garbage::NotUtf8);
-        let mut data = Cow::Borrowed(text(data)?);
+    pub(super) fn data<'a>(&self, text: &'a str) -> Option<Cow<'a, str>> {
+        let mut data = Cow::Borrowed(&text[self.data.clone()?]);
         for line in &self.more {
             let joined = data.to_mut();
             joined.push('\n');
-            joined.push_str(text(line)?);
+            joined.push_str(&text[line.clone()]);
         }
-        Ok((!data.trim_ascii().is_empty()).then_some(data))
+        (!data.trim_ascii().is_empty()).then_some(data)
     }
 }
 
@@ -91,12 +95,12 @@ fn next_line(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, Garbage> {
 }
 
 #[inline]
-fn field(line: &[u8]) -> Result<Field<'_>, Garbage> {
-    if let Some(value) = line.strip_prefix(b"data:") {
-        return Ok(Field::Data(value.strip_prefix(b" ").unwrap_or(value)));
+fn field(line: &[u8]) -> Result<Field, Garbage> {
+    if line.starts_with(b"data:") {
+        return Ok(Field::Data(before_value(line, 5)));
     }
-    if let Some(value) = line.strip_prefix(b"event:") {
-        return Ok(Field::Name(value.strip_prefix(b" ").unwrap_or(value)));
+    if line.starts_with(b"event:") {
+        return Ok(Field::Name(before_value(line, 6)));
     }
     let name_end = memchr::memchr(b':', line).unwrap_or(line.len());
     match &line[..name_end] {
@@ -106,34 +110,40 @@ fn field(line: &[u8]) -> Result<Field<'_>, Garbage> {
     }
 }
 
+/// One space after the colon is not of the value.
+#[inline]
+fn before_value(line: &[u8], colon: usize) -> usize {
+    colon + usize::from(line.get(colon) == Some(&b' '))
+}
+
 /// Whether `bytes`, which hold no whole event, can become one: a page of HTML or bare JSON is recognised by its first bytes,
 /// not when it is over.
 pub(super) fn check_opening(bytes: &[u8]) -> Result<(), Garbage> {
     let mut rest = bytes;
     for _ in 0..LINES_MAX {
-        match next_line(rest)? {
-            Some((line, len)) if !line.is_empty() => {
-                check_line(line)?;
-                rest = &rest[len..];
-            }
-            _ => break,
+        let (line, len) = match next_line(rest)? {
+            Some((line, len)) => (line, len),
+            None if rest.contains(&b':') => (rest, rest.len()),
+            None => return check_name(rest),
+        };
+        rest = &rest[len..];
+        match field(line)? {
+            // A line of data begins with an object, an array or the mark of the end; the lines after it may be anything.
+            Field::Data(before) => match line[before..].trim_ascii_start().first() {
+                None => {}
+                Some(b'{' | b'[') => return Ok(()),
+                Some(_) => return Err(Garbage::NotJson),
+            },
+            _ if rest.is_empty() => return Ok(()),
+            _ => {}
         }
     }
-    if rest.contains(&b':') {
-        return check_line(rest);
-    }
-    let name = rest.strip_suffix(b"\r").unwrap_or(rest);
-    let known: [&[u8]; 4] = [b"data", b"event", b"id", b"retry"];
-    if known.iter().any(|field| field.starts_with(name)) { Ok(()) } else { Err(Garbage::UnknownField) }
+    Ok(())
 }
 
-/// A line of data begins with an object, an array or the mark of the end.
-fn check_line(line: &[u8]) -> Result<(), Garbage> {
-    match field(line)? {
-        Field::Data(value) => match value.trim_ascii_start().first() {
-            None | Some(b'{' | b'[') => Ok(()),
-            Some(_) => Err(Garbage::NotJson),
-        },
-        _ => Ok(()),
-    }
+/// A line that is not yet past its field's name.
+fn check_name(line: &[u8]) -> Result<(), Garbage> {
+    let name = line.strip_suffix(b"\r").unwrap_or(line);
+    let known: [&[u8]; 4] = [b"data", b"event", b"id", b"retry"];
+    if known.iter().any(|field| field.starts_with(name)) { Ok(()) } else { Err(Garbage::UnknownField) }
 }

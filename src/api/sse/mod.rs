@@ -13,7 +13,7 @@ mod frame;
 
 use std::ops::Range;
 
-use crate::{Endpoint, Usage, usage::Tally};
+use crate::{Endpoint, Usage, json::Text, usage::Tally};
 
 use event::Facts;
 use frame::Frame;
@@ -28,7 +28,8 @@ pub const LONG_EVENT_BYTES_MAX: usize = 16 << 20;
 /// A buffer larger than this is given back once its event is through.
 const IDLE_BYTES_MAX: usize = 16 << 10;
 
-const RESPONSE_ID_BYTES_MAX: usize = 256;
+/// Ids and reasons longer than this are not kept.
+const WORD_BYTES_MAX: usize = 256;
 
 /// Follows one stream.
 #[derive(Debug)]
@@ -233,23 +234,25 @@ impl Scanner {
     fn scan(&mut self, bytes: &[u8], scanned: &mut Scanned) -> Result<(), Garbage> {
         while let Some(frame) = Frame::next(&bytes[scanned.complete..])? {
             let end = scanned.complete + frame.len;
-            self.take(&frame, scanned.complete..end, scanned)?;
+            // All of it: a client decodes names and comments too.
+            let text = str::from_utf8(&bytes[scanned.complete..end]).map_err(|_| Garbage::NotUtf8)?;
+            self.take(&frame, text, scanned)?;
             scanned.complete = end;
         }
         Ok(())
     }
 
-    fn take(&mut self, frame: &Frame<'_>, span: Range<usize>, scanned: &mut Scanned) -> Result<(), Garbage> {
-        let Some(data) = frame.data()? else {
+    fn take(&mut self, frame: &Frame, text: &str, scanned: &mut Scanned) -> Result<(), Garbage> {
+        let Some(data) = frame.data(text) else {
             return Ok(());
         };
         if data.starts_with("[DONE]") {
             self.settle(Terminal::Done);
         } else {
-            let facts = Facts::read(&data, frame.name).map_err(|_| Garbage::NotJson)?;
+            let facts = Facts::read(&data, frame.name(text)).map_err(|_| Garbage::NotJson)?;
             scanned.content |= facts.content;
             if facts.is_usage_only() && scanned.usage_only.is_none() {
-                scanned.usage_only = Some(span);
+                scanned.usage_only = Some(scanned.complete..scanned.complete + frame.len);
             }
             self.learn(&facts);
         }
@@ -263,12 +266,11 @@ impl Scanner {
             self.tally.merge(tally);
         }
         self.choices.note(facts);
-        if let Some(id) = facts.id.filter(|id| self.response_id.is_none() && !id.is_empty()) {
-            if id.raw().len() <= RESPONSE_ID_BYTES_MAX {
-                self.response_id = Some(id.decode().into_owned());
-            }
+        let is_word = |text: &Text<'_>| (1..=WORD_BYTES_MAX).contains(&text.raw().len());
+        if let Some(id) = facts.id.filter(|id| self.response_id.is_none() && is_word(id)) {
+            self.response_id = Some(id.decode().into_owned());
         }
-        if let Some(reason) = facts.finish_reason {
+        if let Some(reason) = facts.finish_reason.filter(is_word) {
             self.finish_reason = Some(reason.decode().into_owned());
         }
         if let Some(terminal) = facts.terminal {
