@@ -48,9 +48,6 @@ pub(super) struct ModelTable {
     pub(super) overrides: BTreeMap<String, Given>,
 }
 
-/// The sections whose settings a `[[models]]` entry may override.
-pub(super) const PER_MODEL: [&str; 3] = ["routing", "retries", "timeouts"];
-
 const WORKERS: &str = "workers";
 const MODELS: &str = "models";
 
@@ -188,13 +185,13 @@ impl Reader<'_> {
 
     fn model_setting(&mut self, entry: Entry<'_>, into: &mut BTreeMap<String, Given>) {
         let name = (**entry.0.get_ref()).to_owned();
-        let per_model = |one: &&Setting| one.id() == name && PER_MODEL.contains(&one.section());
+        let per_model = |one: &&Setting| one.id() == name && one.is_per_model();
         if let Some(setting) = self.settings.iter().find(per_model) {
             let section = setting.section().to_owned();
             return self.setting(&section, entry, into);
         }
         let line = self.line(entry.0.span().start);
-        let names = self.settings.iter().filter(|one| PER_MODEL.contains(&one.section())).map(Setting::id);
+        let names = self.settings.iter().filter(|one| one.is_per_model()).map(Setting::id);
         let suggestion = nearest(&name, names.chain(["id", "aliases"])).map(str::to_owned);
         self.report(Some(line), Some(&format!("{MODELS}.{name}")), Fault::Unknown { suggestion });
     }

@@ -10,11 +10,13 @@ use std::{
 use clap::{ArgMatches, FromArgMatches, parser::ValueSource};
 use smg_base::{ModelId, Secret};
 use smg_fleet::{Origin, WorkerSpec};
+use smg_routing::PolicyKind;
 
 use super::{
     Config, ConfigErrors, Entry, Fault, Given, ModelSettings, Place, Problem, Sections, Source, check,
     file::{self, FileValues, ModelTable},
     secrets::Secrets,
+    sections::Routing,
     setting::{self, Kind, Setting, VARIABLE_PREFIX, nearest},
 };
 
@@ -108,7 +110,10 @@ impl Loader<'_> {
         let in_force = self.in_force(&values, file.as_deref());
         let sections = self.parse(&in_force);
         self.report_flags_without_effect(&in_force);
-        let models = values.models.iter().filter_map(|table| self.model(table, &in_force, file.as_deref())).collect();
+        let models: Vec<ModelSettings> =
+            values.models.iter().filter_map(|table| self.model(table, &in_force, file.as_deref())).collect();
+        let routings = std::iter::once(&sections.routing).chain(models.iter().map(|model| &model.routing));
+        self.report_parameters_of_other_policies(&in_force, routings);
         let config = Config {
             workers: workers(&sections, &values),
             aliases: sections.fleet.model_alias.iter().map(|one| (one.alias.clone(), one.model.clone())).collect(),
@@ -269,13 +274,30 @@ impl Loader<'_> {
     fn report_flags_without_effect(&mut self, in_force: &InForce) {
         for setting in self.settings.iter().filter(|one| one.is_hidden()) {
             let Some((_, source)) = in_force.get(setting.id()) else { continue };
-            let place = match source {
-                Source::Flag => Place::Flag(setting.flag()),
-                Source::Variable => Place::Variable(setting.variable()),
-                Source::File { .. } | Source::Default => Place::Together(vec![setting.key()]),
-            };
             let reason = setting.manual().trim_start_matches("No effect: ").to_owned();
-            self.warnings.push(Problem::new(place, Fault::NoEffect(reason)));
+            self.warnings.push(Problem::new(place(setting, source), Fault::NoEffect(reason)));
+        }
+    }
+
+    /// The manual of a parameter begins with the policies it belongs to.
+    fn report_parameters_of_other_policies<'r>(
+        &mut self,
+        in_force: &InForce,
+        routings: impl Iterator<Item = &'r Routing> + Clone,
+    ) {
+        let is_used = |policy: &str| {
+            let is_sticky = policy == PolicyKind::Manual.as_str();
+            routings.clone().any(|one| one.policy.as_str() == policy || (is_sticky && one.routing_key_override))
+        };
+        for setting in self.settings {
+            let manual = setting.manual();
+            let Some((policies, _)) = manual.split_once(": ") else { continue };
+            let Some((_, source)) = in_force.get(setting.id()) else { continue };
+            let is_parameter = policies.split(", ").all(|policy| policy.parse::<PolicyKind>().is_ok());
+            if is_parameter && !policies.split(", ").any(is_used) {
+                let reason = format!("no policy in use has it, only {policies}");
+                self.warnings.push(Problem::new(place(setting, source), Fault::NoEffect(reason)));
+            }
         }
     }
 
@@ -296,6 +318,14 @@ impl Loader<'_> {
 /// them is called `SMG_PORT` and holds a URL.
 fn is_service_link(name: &str, value: &str) -> bool {
     name.ends_with("_PORT") && value.contains("://")
+}
+
+fn place(setting: &Setting, source: &Source) -> Place {
+    match source {
+        Source::Flag => Place::Flag(setting.flag()),
+        Source::Variable => Place::Variable(setting.variable()),
+        Source::File { .. } | Source::Default => Place::Together(vec![setting.key()]),
+    }
 }
 
 fn in_file(path: &Path, line: usize, key: String) -> Place {

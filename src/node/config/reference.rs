@@ -3,9 +3,8 @@
 use std::fmt::Write;
 
 use super::{
-    file::PER_MODEL,
     reload,
-    setting::{Kind, Setting},
+    setting::{Kind, PER_MODEL, Setting},
 };
 
 const OPENING: &str = "\
@@ -55,8 +54,8 @@ policy = \"least_load\"
 request_timeout_secs = \"10m\"
 ```
 
-Besides `id` and `aliases`, every key of the sections ROUTING may be set for a model; what is not set follows the
-section. ↻
+Besides `id` and `aliases`, every key of the sections ROUTING may be set for a model, except
+`eviction_interval`; what is not set follows the section. ↻
 ";
 
 /// The page, in Markdown.

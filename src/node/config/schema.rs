@@ -2,10 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{
-    file::PER_MODEL,
-    setting::{Kind, Setting},
-};
+use super::setting::{Kind, Setting};
 
 /// The JSON Schema (draft 2020-12) of the file.
 pub fn schema() -> Value {
@@ -81,7 +78,7 @@ fn model(settings: &[Setting]) -> Value {
     properties.insert("id".to_owned(), json!({"type": "string", "minLength": 1, "description": "The model."}));
     let names = json!({"type": "array", "items": {"type": "string"}, "description": "Further names for it."});
     properties.insert("aliases".to_owned(), names);
-    for setting in settings.iter().filter(|one| PER_MODEL.contains(&one.section())) {
+    for setting in settings.iter().filter(|one| one.is_per_model()) {
         let mut schema = property(setting);
         if let Value::Object(schema) = &mut schema {
             schema.remove("default");

@@ -18,6 +18,12 @@ use super::{
 /// The prefix of every environment variable.
 pub(super) const VARIABLE_PREFIX: &str = "SMG_";
 
+/// The sections whose settings a `[[models]]` entry may override.
+pub(super) const PER_MODEL: [&str; 3] = ["routing", "retries", "timeouts"];
+
+/// The settings there that are about the node all the same.
+const NOT_PER_MODEL: [&str; 1] = ["eviction_interval"];
+
 /// One setting.
 #[derive(Clone, Debug)]
 pub(super) struct Setting {
@@ -147,6 +153,11 @@ impl Setting {
     /// Whether a file may set it: all but the one that names the file.
     pub(super) fn is_in_files(&self) -> bool {
         self.id() != "config"
+    }
+
+    /// Whether a `[[models]]` entry may override it.
+    pub(super) fn is_per_model(&self) -> bool {
+        PER_MODEL.contains(&self.section()) && !NOT_PER_MODEL.contains(&self.id())
     }
 
     /// Whether it is left out of help and reference.

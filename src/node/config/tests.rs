@@ -261,6 +261,20 @@ fn variables_that_are_not_ours_do_no_harm() {
 }
 
 #[test]
+fn parameters_of_policies_that_are_not_in_use_are_pointed_out() {
+    let warnings = |file: &str, args: &[&str]| {
+        let config = good(file, args, &[]);
+        config.warnings.iter().map(ToString::to_string).filter(|text| text.contains("policy")).collect::<Vec<_>>()
+    };
+    let expected = "--balance-abs-threshold: has no effect: no policy in use has it, only bucket";
+    assert_eq!(warnings("", &["--balance-abs-threshold", "3"]), [expected]);
+    assert!(warnings("", &["--balance-abs-threshold", "3", "--policy", "bucket"]).is_empty());
+    assert!(warnings("[[models]]\nid = 'm'\npolicy = 'bucket'", &["--balance-abs-threshold", "3"]).is_empty());
+    assert!(warnings("", &["--max-idle-secs", "3", "--routing-key-override"]).is_empty());
+    assert!(warnings("", &["--cost-per-request", "3ms"]).is_empty());
+}
+
+#[test]
 fn what_is_shown_can_be_read_back() {
     let file = "\
 [listener]

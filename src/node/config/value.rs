@@ -5,7 +5,7 @@
 use std::{fmt, num::NonZeroUsize, str::FromStr, time::Duration};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use smg_base::ModelId;
+use smg_base::{ByteSize, ModelId};
 
 /// The text does not read as the type of its setting; nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,6 +19,9 @@ pub enum BadValue {
     /// Neither a count nor off.
     #[error("must be a count, or -1 for no limit")]
     Limit,
+    /// Not the size of a chunk.
+    #[error("must be a size from 16 bytes to 64KiB")]
+    ChunkSize,
     /// Not `alias=model`.
     #[error("must be alias=model, where alias differs from model")]
     Alias,
@@ -229,6 +232,12 @@ pub fn node_name(text: &str) -> Result<String, BadValue> {
     if is_name { Ok(text.to_owned()) } else { Err(BadValue::NodeName) }
 }
 
+/// The size of a chunk of text.
+pub fn chunk_size(text: &str) -> Result<ByteSize, BadValue> {
+    let size: Option<ByteSize> = text.parse().ok();
+    size.filter(|size| (16..=65_536).contains(&size.0)).ok_or(BadValue::ChunkSize)
+}
+
 /// One of a few named values.
 pub fn one_of<T: Copy + Send + Sync + 'static, const N: usize>(
     all: [T; N],
@@ -298,6 +307,8 @@ mod tests {
         assert!(otlp_endpoint("ftp://x").is_err());
         assert!("info,smg_gateway=debug".parse::<LogFilter>().is_ok());
         assert!("loud".parse::<LogFilter>().is_err());
+        assert_eq!(chunk_size("1KiB"), Ok(ByteSize(1_024)));
+        assert!(chunk_size("0").is_err() && chunk_size("1MiB").is_err());
         assert!(url_path("/health").is_ok() && url_path("health").is_err() && url_path("/a b").is_err());
         assert!(node_name("a-1.b").is_ok() && node_name("").is_err() && node_name("a b").is_err());
     }

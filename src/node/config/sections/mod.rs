@@ -15,7 +15,7 @@ use clap::Args;
 
 pub use edge::{AdminAccess, Limits, Listener, Security, Tls};
 pub use operation::{AccessLog, Compatibility, LogFormat, Logging, Metrics, Node, Tracing};
-pub use traffic::{Assignment, CircuitBreaker, Retries, Routing, Timeouts};
+pub use traffic::{CircuitBreaker, Retries, Routing, Timeouts};
 pub use workers::{Fleet, Health, Upstream};
 
 /// All sections.

@@ -113,6 +113,18 @@ pub struct Node {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Compatibility")]
 pub struct Compatibility {
+    /// No effect: cache_aware weighs caches against queues in seconds and has no thresholds.
+    #[arg(long, hide = true)]
+    pub cache_threshold: Option<f64>,
+    /// No effect: the fill of KV caches is part of the cost that cache_aware and least_load compare.
+    #[arg(long, hide = true)]
+    pub balance_token_usage_threshold: Option<f64>,
+    /// No effect: the fill of KV caches is part of the cost that cache_aware and least_load compare.
+    #[arg(long, hide = true)]
+    pub overload_token_usage_threshold: Option<f64>,
+    /// No effect: the size of an engine's blocks is detected.
+    #[arg(long, hide = true)]
+    pub block_size: Option<u64>,
     /// No effect: several models are always served, each by the workers that have it.
     #[arg(long, hide = true)]
     pub enable_igw: bool,

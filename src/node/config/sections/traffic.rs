@@ -5,12 +5,12 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use smg_base::ByteSize;
-use smg_routing::PolicyKind;
+use smg_routing::{AssignmentMode, PolicyConfig, PolicyKind};
 
 use super::super::value::{
-    Timeout, at_least_one, millis, not_negative, one_of, positive, ratio, seconds, some_seconds,
+    Timeout, at_least_one, chunk_size, millis, not_negative, one_of, positive, ratio, seconds, some_seconds,
 };
 
 /// Which worker gets a request.
@@ -20,15 +20,13 @@ pub struct Routing {
     /// How a worker is chosen.
     #[arg(long, default_value = "cache_aware", value_parser = one_of(PolicyKind::ALL, PolicyKind::as_str))]
     pub policy: PolicyKind,
-    /// bucket: difference in load, in characters, from which the least loaded worker is taken.
-    #[arg(long, default_value_t = 64)]
-    pub balance_abs_threshold: u64,
-    /// bucket: ratio of loads from which the least loaded worker is taken.
-    #[arg(long, default_value = "1.5", value_parser = at_least_one)]
-    pub balance_rel_threshold: f64,
-    /// manual: how a key that is new gets its worker.
-    #[arg(long, value_enum, default_value = "random")]
-    pub assignment_mode: Assignment,
+    /// Whether `X-SMG-Routing-Key` ties requests to a worker whatever the policy.
+    #[arg(long)]
+    pub routing_key_override: bool,
+    /// manual: how a key that is new gets its worker: any, the one with the fewest requests, or the one with the
+    /// fewest active keys.
+    #[arg(long, default_value = "random", value_parser = one_of(ASSIGNMENTS, assignment))]
+    pub assignment_mode: AssignmentMode,
     /// manual: how long an unused key is remembered, in seconds.
     #[arg(long, default_value = "14400", value_parser = some_seconds)]
     pub max_idle_secs: Duration,
@@ -44,36 +42,90 @@ pub struct Routing {
     /// prefix_hash: load, as a multiple of the mean, above which the key's worker is passed over.
     #[arg(long, default_value = "1.25", value_parser = at_least_one)]
     pub prefix_hash_load_factor: f64,
-    /// least_load: weight of the pressure on an engine's KV cache.
-    #[arg(long, default_value = "0.15", value_parser = not_negative)]
-    pub least_load_kv_pressure_weight: f64,
-    /// least_load: tokens per second taken for a worker that reports none.
+    /// bucket: difference in load, in characters, from which the least loaded worker is taken.
+    #[arg(long, default_value_t = 64)]
+    pub balance_abs_threshold: u64,
+    /// bucket: ratio of loads from which, with the difference, the least loaded worker is taken.
+    #[arg(long, default_value = "1.5", value_parser = at_least_one)]
+    pub balance_rel_threshold: f64,
+    /// bucket: how often the sizes are divided anew.
+    #[arg(long, default_value = "5s", value_parser = some_seconds)]
+    pub bucket_interval: Duration,
+    /// least_load: prompt tokens per second taken for a worker as long as none has been measured.
     #[arg(long, default_value = "2000", value_parser = positive)]
     pub least_load_default_throughput: f64,
-    /// least_load: tokens taken for a prompt of unknown length.
+    /// least_load, cache_aware: tokens taken for each request that another gateway has waiting in an engine.
     #[arg(long, default_value = "1024", value_parser = positive)]
     pub least_load_mean_prefill_tokens: f64,
-    /// cache_aware: most text remembered per worker whose KV capacity is unknown, in characters.
-    #[arg(long, default_value_t = 67_108_864)]
-    pub max_tree_size: u64,
-    /// cache_aware: memory for one model's prefix index.
+    /// least_load, cache_aware: weight w, in seconds, of the pressure w·k/(1−k) of an engine's KV cache filled to k.
+    #[arg(long, default_value = "0.15", value_parser = not_negative)]
+    pub least_load_kv_pressure_weight: f64,
+    /// least_load, cache_aware: the time that each other request at a worker adds, for sharing its compute.
+    #[arg(long, default_value = "10ms", value_parser = seconds)]
+    pub cost_per_request: Duration,
+    /// least_load, cache_aware: the time that a worker which fails every request adds.
+    #[arg(long, default_value = "2s", value_parser = seconds)]
+    pub cost_of_errors: Duration,
+    /// cache_aware: prompt tokens per second taken for a worker as long as none has been measured.
+    #[arg(long, default_value = "8000", value_parser = positive)]
+    pub cache_default_throughput: f64,
+    /// cache_aware: workers whose first token is expected this much later than the best one's count as equal to it.
+    #[arg(long, default_value = "100ms", value_parser = seconds)]
+    pub cache_band: Duration,
+    /// cache_aware: the same as a share of the best one's time; the greater counts.
+    #[arg(long, default_value = "0.1", value_parser = not_negative)]
+    pub cache_band_ratio: f64,
+    /// cache_aware: size of the chunks in which text is followed.
+    #[arg(long, default_value = "512B", value_parser = chunk_size)]
+    pub cache_chunk_size: ByteSize,
+    /// cache_aware: tokens that an engine's KV cache is taken to hold if it does not say.
+    #[arg(long, default_value_t = 524_288)]
+    pub default_kv_capacity: u64,
+    /// cache_aware: most text remembered per worker, whatever its engine holds, in bytes.
+    #[arg(long, default_value = "67108864")]
+    pub max_tree_size: ByteSize,
+    /// cache_aware: memory for the prefix index of one model.
     #[arg(long, default_value = "256MiB")]
     pub prefix_index_max: ByteSize,
-    /// Whether `X-SMG-Routing-Key` ties requests to a worker whatever the policy.
-    #[arg(long)]
-    pub routing_key_override: bool,
 }
 
-/// How a key that is new gets its worker.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-#[value(rename_all = "snake_case")]
-pub enum Assignment {
-    /// Any worker.
-    Random,
-    /// The one with the fewest requests.
-    MinLoad,
-    /// The one with the fewest active keys.
-    MinGroup,
+impl Routing {
+    /// The parameters as the policies take them.
+    pub fn policy_config(&self) -> PolicyConfig {
+        PolicyConfig {
+            routing_key_override: self.routing_key_override,
+            assignment_mode: self.assignment_mode,
+            key_idle_max: self.max_idle_secs,
+            routing_keys_max: self.routing_keys_max.get(),
+            prefix_token_count: self.prefix_token_count.get(),
+            prefix_hash_load_factor: self.prefix_hash_load_factor,
+            balance_abs_threshold: self.balance_abs_threshold,
+            balance_rel_threshold: self.balance_rel_threshold,
+            bucket_interval: self.bucket_interval,
+            least_load_default_throughput: self.least_load_default_throughput,
+            mean_prefill_tokens: self.least_load_mean_prefill_tokens,
+            kv_pressure_seconds: self.least_load_kv_pressure_weight,
+            decode_seconds: self.cost_per_request.as_secs_f64(),
+            error_seconds: self.cost_of_errors.as_secs_f64(),
+            default_prefill_tokens_per_second: self.cache_default_throughput,
+            band_seconds: self.cache_band.as_secs_f64(),
+            band_ratio: self.cache_band_ratio,
+            chunk_bytes: self.cache_chunk_size.as_usize(),
+            default_kv_capacity_tokens: self.default_kv_capacity,
+            tree_bytes_max: self.max_tree_size.0,
+            prefix_index_bytes_max: self.prefix_index_max.as_usize(),
+        }
+    }
+}
+
+const ASSIGNMENTS: [AssignmentMode; 3] = [AssignmentMode::Random, AssignmentMode::MinLoad, AssignmentMode::MinGroup];
+
+fn assignment(mode: AssignmentMode) -> &'static str {
+    match mode {
+        AssignmentMode::Random => "random",
+        AssignmentMode::MinLoad => "min_load",
+        AssignmentMode::MinGroup => "min_group",
+    }
 }
 
 /// When a request is tried again, on another worker. A request that may have reached a worker is not sent again
@@ -146,4 +198,18 @@ pub struct CircuitBreaker {
     /// Never leave a worker alone.
     #[arg(long)]
     pub disable_circuit_breaker: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, FromArgMatches};
+
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_the_policies_own() {
+        let matches = Routing::augment_args(Command::new("smg")).get_matches_from(["smg"]);
+        let routing = Routing::from_arg_matches(&matches).expect("the defaults parse");
+        assert_eq!(routing.policy_config(), PolicyConfig::default());
+    }
 }
