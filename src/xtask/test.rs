@@ -65,7 +65,7 @@ fn sdk(python: &Path) -> Result<Tested, Error> {
     report::step(format!("pytest {SDK_FOLDER}"));
     Step::cargo().args(["build", "--quiet", "--bin", "smg"]).run()?;
     let step = Step::new(python).args(["-m", "pytest", "--quiet", "--color=no", "-p", "no:cacheprovider", SDK_FOLDER]);
-    step.env("SMG_BINARY", target().join("debug/smg")).env("PYTHONDONTWRITEBYTECODE", "1").run_tests()
+    step.env("SMG_BIN", target().join("debug/smg")).env("PYTHONDONTWRITEBYTECODE", "1").run_tests()
 }
 
 /// How many scenarios there are, counted in the text, for they must be countable where Python is missing.
