@@ -58,14 +58,17 @@ pub(super) fn readable(value: &Value) -> String {
     text
 }
 
+/// What stands for no value.
+const NOTHING: &str = "-";
+
 /// One value on one line.
 pub(super) fn cell(value: &Value) -> String {
     match value {
-        Value::Null => "-".to_owned(),
+        Value::Null => NOTHING.to_owned(),
         Value::String(text) => tame(text),
-        Value::Array(items) if items.is_empty() => "-".to_owned(),
+        Value::Array(items) if items.is_empty() => NOTHING.to_owned(),
         Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(","),
-        Value::Object(fields) if fields.is_empty() => "-".to_owned(),
+        Value::Object(fields) if fields.is_empty() => NOTHING.to_owned(),
         Value::Object(fields) => {
             let pairs = fields.iter().map(|(name, value)| format!("{}={}", tame(name), cell(value)));
             pairs.collect::<Vec<_>>().join(" ")
@@ -79,7 +82,7 @@ pub(super) fn cell(value: &Value) -> String {
 }
 
 /// Objects nested deeper than this are printed on one line.
-const DEPTH_MAX: usize = 4;
+const DEPTH_MAX: usize = 6;
 
 fn describe(value: &Value, depth: usize, text: &mut String) {
     let indent = "  ".repeat(depth);
@@ -94,10 +97,16 @@ fn describe(value: &Value, depth: usize, text: &mut String) {
                 text.push_str(&format!("{indent}{name}:\n"));
                 describe(value, depth + 1, text);
             }
-            Value::Array(items) if !items.is_empty() && items.iter().all(Value::is_object) => {
+            Value::Array(items) if is_table(items) => {
                 text.push_str(&format!("{indent}{name}:\n"));
                 for line in objects(items).lines() {
                     text.push_str(&format!("{indent}  {line}\n"));
+                }
+            }
+            Value::Array(items) if items.iter().any(Value::is_object) && depth < DEPTH_MAX => {
+                for (index, item) in items.iter().enumerate() {
+                    text.push_str(&format!("{indent}{name} {}:\n", index + 1));
+                    describe(item, depth + 1, text);
                 }
             }
             _ => text.push_str(&format!("{indent}{name}: {}\n", cell(value))),
@@ -105,16 +114,45 @@ fn describe(value: &Value, depth: usize, text: &mut String) {
     }
 }
 
-/// A table whose columns are the fields of the objects, in the order they first appear.
-fn objects(items: &[Value]) -> String {
-    let mut columns: Vec<&str> = Vec::new();
-    for name in items.iter().filter_map(Value::as_object).flat_map(serde_json::Map::keys) {
-        if !columns.contains(&name.as_str()) {
-            columns.push(name);
+/// Whether each of the items fits a row: objects without lists of objects inside.
+fn is_table(items: &[Value]) -> bool {
+    fn holds_rows(value: &Value) -> bool {
+        match value {
+            Value::Array(items) => items.iter().any(Value::is_object),
+            Value::Object(fields) => fields.values().any(holds_rows),
+            _ => false,
         }
     }
-    let row = |item: &Value| columns.iter().map(|name| cell(item.get(*name).unwrap_or(&Value::Null))).collect();
-    table(&columns, &items.iter().map(row).collect::<Vec<_>>())
+    !items.is_empty() && items.iter().all(|item| item.is_object() && !holds_rows(item))
+}
+
+/// A table whose columns are the fields of the objects, in the order they first appear, what identifies the object
+/// in front. A field that no object has a value for is left out.
+fn objects(items: &[Value]) -> String {
+    let rows: Vec<Vec<(String, String)>> = items.iter().map(|item| columns("", item)).collect();
+    let mut names: Vec<&str> = Vec::new();
+    for (name, value) in rows.iter().flatten() {
+        if value != NOTHING && !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    names.sort_by_key(|name| !matches!(*name, "id" | "worker"));
+    let value = |row: &Vec<(String, String)>, name: &str| {
+        row.iter().find(|(one, _)| one == name).map_or_else(|| NOTHING.to_owned(), |(_, value)| value.clone())
+    };
+    let cells: Vec<Vec<String>> = rows.iter().map(|row| names.iter().map(|name| value(row, name)).collect()).collect();
+    table(&names, &cells)
+}
+
+/// The fields of an object, those of objects inside included, as `outer.inner`.
+fn columns(prefix: &str, value: &Value) -> Vec<(String, String)> {
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            let dot = if prefix.is_empty() { "" } else { "." };
+            fields.iter().flat_map(|(name, value)| columns(&format!("{prefix}{dot}{}", tame(name)), value)).collect()
+        }
+        value => vec![(prefix.to_owned(), cell(value))],
+    }
 }
 
 /// Without control characters, which could rewrite the terminal.
@@ -135,9 +173,31 @@ mod tests {
     }
 
     #[test]
+    fn a_decision_reads() {
+        let value = json!({"attempts": [{
+            "worker": "b",
+            "decision": {"chosen": "b", "workers": [
+                {"worker": "a", "in_flight": 3, "seconds": {"prefill": 0.25, "queue": 1.0}},
+                {"worker": "b", "in_flight": 0, "seconds": null},
+            ]},
+        }]});
+        let expected = "\
+attempts 1:
+  decision:
+    chosen: b
+    workers:
+      worker  in_flight  seconds.prefill  seconds.queue
+      a       3          0.2500           1.0000
+      b       0          -                -
+  worker: b
+";
+        assert_eq!(readable(&value), expected);
+    }
+
+    #[test]
     fn any_json_reads() {
         let value = json!({"chosen": "w", "why": {"x": 0.5}, "list": [{"a": 1}, {"a": 2, "b": null}], "none": []});
-        let expected = "chosen: w\nlist:\n  a  b\n  1  -\n  2  -\nnone: -\nwhy:\n  x: 0.5000\n";
+        let expected = "chosen: w\nlist:\n  a\n  1\n  2\nnone: -\nwhy:\n  x: 0.5000\n";
         assert_eq!(readable(&value), expected);
     }
 }
