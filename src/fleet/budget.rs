@@ -32,6 +32,7 @@ pub struct RetryBudget {
 
 const MICRO: f64 = 1e6;
 const ONE_RETRY_MICRO: u64 = 1_000_000;
+const SECOND_NANOS: u128 = 1_000_000_000;
 
 impl RetryBudget {
     /// A full bucket.
@@ -76,16 +77,22 @@ impl RetryBudget {
         let _always_some = self.balance_micro.fetch_update(Ordering::AcqRel, Ordering::Acquire, put);
     }
 
-    /// What the floor earned since the last time anyone asked; of several who ask at once, one gets it.
+    /// What the floor earned since the last time anyone asked; of several who ask at once, one gets it. Only the
+    /// time that was paid for is used up, so that asking often earns no less.
     fn earned_micro(&self, now: Timestamp) -> u64 {
         let last = self.refilled_nanos.load(Ordering::Acquire);
         let elapsed_nanos = now.as_nanos().saturating_sub(last);
-        let earned = u128::from(elapsed_nanos) * u128::from(self.per_second_micro) / 1_000_000_000;
-        let earned = u64::try_from(earned).unwrap_or(u64::MAX).min(self.balance_max_micro);
-        // Fractions of a micro-retry wait for the next time.
-        let is_mine = earned > 0
-            && self.refilled_nanos.compare_exchange(last, now.as_nanos(), Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        if is_mine { earned } else { 0 }
+        let earned = u128::from(elapsed_nanos) * u128::from(self.per_second_micro) / SECOND_NANOS;
+        if earned == 0 {
+            return 0;
+        }
+        let used_nanos = (earned * SECOND_NANOS).div_ceil(u128::from(self.per_second_micro));
+        let used_nanos = u64::try_from(used_nanos).unwrap_or(u64::MAX).min(elapsed_nanos);
+        let paid = last + used_nanos;
+        match self.refilled_nanos.compare_exchange(last, paid, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => u64::try_from(earned).unwrap_or(u64::MAX).min(self.balance_max_micro),
+            Err(_) => 0,
+        }
     }
 }
 
@@ -140,6 +147,15 @@ mod tests {
     }
 
     #[test]
+    fn asking_so_often_that_only_fractions_are_earned_loses_none() {
+        let budget = RetryBudget::new(BudgetConfig { ratio: 0.0, floor_per_second: 1.0 });
+        withdraw_all(&budget, at(0));
+        // A micro-retry is earned every 1000 ns.
+        let taken = (0..=1_001_000_000 / 1_300).filter(|turn| budget.withdraw(Timestamp::from_nanos(turn * 1_300)));
+        assert_eq!(taken.count(), 1);
+    }
+
+    #[test]
     fn odd_settings_do_no_harm() {
         let none = RetryBudget::new(BudgetConfig { ratio: 0.0, floor_per_second: 0.0 });
         assert_eq!(withdraw_all(&none, at(1_000_000)), 0);
@@ -149,6 +165,27 @@ mod tests {
         let endless = RetryBudget::new(BudgetConfig { ratio: f64::INFINITY, floor_per_second: 1e30 });
         endless.deposit(Timestamp::from_nanos(u64::MAX));
         assert!(endless.withdraw(Timestamp::from_nanos(u64::MAX)));
+    }
+
+    #[test]
+    fn a_second_is_paid_out_once_however_many_ask() {
+        const STEPS: u64 = 20_000;
+        let budget = RetryBudget::new(BudgetConfig { ratio: 0.0, floor_per_second: 1_000.0 });
+        withdraw_all(&budget, at(0));
+        let clock = AtomicU64::new(0);
+        let taken = AtomicU32::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..STEPS {
+                        let now = at(clock.fetch_add(1, Ordering::SeqCst) + 1);
+                        taken.fetch_add(u32::from(budget.withdraw(now)), Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        let taken = taken.load(Ordering::SeqCst) + withdraw_all(&budget, at(4 * STEPS));
+        assert_eq!(u64::from(taken), 4 * STEPS, "a retry per millisecond");
     }
 
     #[test]

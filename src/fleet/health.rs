@@ -317,7 +317,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::at;
+    use crate::testing::{at, properties};
 
     const OK: Result<(), ProbeFailure> = Ok(());
     const DOWN: Result<(), ProbeFailure> = Err(ProbeFailure::Unreachable);
@@ -460,7 +460,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(512))]
+        #![proptest_config(properties(512))]
 
         /// Whatever happens in whatever order: a change follows from enough probes of its kind, is reported, and a
         /// worker that answers is always ready again after as many successes as are asked for.

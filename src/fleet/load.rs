@@ -215,7 +215,7 @@ mod tests {
     use super::*;
     use crate::{
         BreakerConfig,
-        testing::{at, trusted_worker},
+        testing::{at, properties, trusted_worker},
     };
 
     fn counts(load: &Load) -> (u32, u32, u64, u32) {
@@ -304,6 +304,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(properties(256))]
+
         #[test]
         fn counts_equal_what_the_guards_hold(steps in steps()) {
             let state = Arc::clone(&trusted_worker(BreakerConfig::default()).state);

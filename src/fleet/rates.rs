@@ -202,6 +202,10 @@ mod tests {
         assert!(rates.error_rate(at(9)) > 0.99, "an earlier reading is no older");
         assert!(is_near(Some(rates.error_rate(at(40))), 0.5), "{}", rates.error_rate(at(40)));
         assert!(rates.error_rate(at(10_000)) < 1e-6);
+        let late = Rates::default();
+        late.observe_outcome(Outcome::Failure, at(10));
+        late.observe_outcome(Outcome::Failure, at(10_000));
+        assert!(is_near(Some(late.error_rate(at(10_000))), 0.05), "the first has faded by then");
         rates.observe_outcome(Outcome::Neutral, at(10));
         assert!(rates.error_rate(at(10)) > 0.99);
         for _ in 0..200 {

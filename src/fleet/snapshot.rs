@@ -219,6 +219,21 @@ mod tests {
     }
 
     #[test]
+    fn pools_are_in_the_order_of_ids_wherever_the_wildcards_fall() {
+        let fleet = fleet_of(&[]);
+        for number in 0..16 {
+            let host = format!("w{number}");
+            let models: &[&str] = if number % 2 == 0 { &["m"] } else { &[] };
+            fleet.add(spec(&host, models), Origin::Flag, at(0)).unwrap();
+            describe(&fleet, &host, &[]);
+        }
+        let snapshot = fleet.snapshot();
+        assert_eq!(hosts(snapshot.pool("m").unwrap()).len(), 16);
+        let kinds: Vec<_> = snapshot.workers().iter().map(|worker| worker.is_wildcard()).collect();
+        assert!(!kinds.is_sorted(), "else the order proves nothing");
+    }
+
+    #[test]
     fn what_is_specified_beats_what_is_detected() {
         let fleet = fleet_of(&[("a", &["m"])]);
         describe(&fleet, "a", &["n"]);

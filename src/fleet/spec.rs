@@ -488,6 +488,10 @@ mod tests {
         for text in [serde_json::to_string(&spec).unwrap(), toml::to_string(&spec).unwrap(), format!("{spec:?}")] {
             assert!(!text.contains("sk-secret"), "{text}");
         }
+        for text in [serde_json::to_string(&spec).unwrap(), toml::to_string(&spec).unwrap()] {
+            // Not even redacted: read back, that would become the key.
+            assert!(!text.contains("api_key"), "{text}");
+        }
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use proptest::test_runner::Config as PropertyConfig;
+
 use smg_base::Timestamp;
 
 use crate::{BreakerConfig, EngineProfile, Fleet, FleetConfig, HealthConfig, ModelCard, Origin, Worker, WorkerSpec};
@@ -31,4 +33,10 @@ pub(crate) fn trusting_fleet(breaker: BreakerConfig) -> Fleet {
 /// The only worker of a trusting fleet.
 pub(crate) fn trusted_worker(breaker: BreakerConfig) -> Arc<Worker> {
     trusting_fleet(breaker).add(spec("http://w:1", &["m"]), Origin::Api, at(0)).unwrap().worker
+}
+
+/// How properties are tested. A failing case is printed, not written down: the folder for it would lie beside the
+/// crates, where the workspace takes every folder for one of them.
+pub(crate) fn properties(cases: u32) -> PropertyConfig {
+    PropertyConfig { cases, failure_persistence: None, ..PropertyConfig::default() }
 }
