@@ -1,0 +1,137 @@
+//! The policy that knows what the caches hold.
+//!
+//! Every candidate's cost is the seconds it is expected to need to the first token, of which the part of the prompt that
+//! its cache lacks is one. Those within a band of the best are as good as it: what is known of them is too old and too
+//! rough to tell them apart, and always taking the very best sends everybody who knows the same to the same worker. Within the
+//! band a hash of the conversation decides, so that its turns stay together, gateways that never spoke agree, and different
+//! conversations spread.
+
+use smg_base::{Random, hash};
+use smg_fleet::{Pool, Worker};
+use smg_prefix::{Found, Held, PrefixIndex};
+
+use crate::{
+    Ask, PolicyConfig, Reason, Seen,
+    candidates::{Candidate, Candidates},
+    cost::{Cost, Costs, Estimate, Prompt},
+    pick::{Choice, Rendezvous},
+};
+
+/// The state of the `cache_aware` policy.
+#[derive(Debug)]
+pub(crate) struct CacheAware {
+    pub(crate) index: PrefixIndex,
+    estimate: Estimate,
+    chunk_bytes: usize,
+    default_capacity_tokens: u64,
+    tree_bytes_max: u64,
+}
+
+/// Smaller predictions are not judged: a block more or less decides them.
+const JUDGED_TOKENS_MIN: u64 = 256;
+
+impl CacheAware {
+    pub(crate) fn new(config: &PolicyConfig) -> Self {
+        Self {
+            index: PrefixIndex::new(config.prefix_index_bytes_max),
+            estimate: Estimate::of_caches(config),
+            chunk_bytes: config.chunk_bytes.max(1),
+            default_capacity_tokens: config.default_kv_capacity_tokens,
+            tree_bytes_max: config.tree_bytes_max,
+        }
+    }
+
+    /// Chooses; leaves what it weighed in `costs`.
+    pub(crate) fn pick(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>, costs: &mut Costs) -> Choice {
+        let mut found = Found::default();
+        let chunks = ask.text.map_or(&[][..], |text| &text.chunks);
+        if !chunks.is_empty() {
+            let workers = candidates.iter().map(|candidate| pool.workers[candidate.position as usize].id);
+            self.index.lookup(chunks, workers, &mut found);
+        }
+        let tokens_per_chunk = self.tokens_per_chunk(ask);
+        let prompt = |index: usize| {
+            let held = found.holders.get(index).copied().unwrap_or_default();
+            prompt(ask.input_tokens, held, tokens_per_chunk)
+        };
+        self.estimate.costs(pool, candidates, ask.now, prompt, costs);
+        let good = candidates.iter().zip(&costs.list).filter(|(_, cost)| cost.total <= costs.limit);
+        let Some(key) = affinity(ask).or(found.branch) else {
+            let chosen = cheaper_of_two(good, ask.random).unwrap_or_else(|| candidates.at(0));
+            return chosen.because(Reason::CacheUnkeyed);
+        };
+        let placed = Rendezvous::new(key, candidates).best(pool, good.map(|(candidate, _)| candidate));
+        let chosen = placed.unwrap_or_else(|| candidates.at(0));
+        let mut all = candidates.iter().zip(&costs.list);
+        let hit = all.any(|(candidate, cost)| candidate.position == chosen.position && cost.matched_tokens > 0);
+        chosen.because(if hit { Reason::CacheHit } else { Reason::CachePlaced })
+    }
+
+    /// The request went to `worker`: its cache will hold the prompt.
+    pub(crate) fn dispatched(&self, worker: &Worker, ask: &Ask<'_>, bytes_per_token: f64) {
+        if let Some(text) = ask.text.filter(|text| !text.chunks.is_empty()) {
+            self.index.insert(worker.id, &text.chunks, self.capacity_chunks(worker, bytes_per_token));
+        }
+    }
+
+    /// The answer says how far the prediction was right.
+    pub(crate) fn observed(&self, worker: &Worker, seen: &Seen) {
+        let predicted = seen.input_tokens.map_or(seen.predicted_tokens, |tokens| tokens.min(seen.predicted_tokens));
+        if let Some(cached) = seen.cached_tokens.filter(|_| predicted >= JUDGED_TOKENS_MIN) {
+            self.index.calibrate(worker.id, predicted, cached);
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    fn tokens_per_chunk(&self, ask: &Ask<'_>) -> f32 {
+        let bytes = ask.text.map_or(0, |text| text.bytes).max(1);
+        ask.input_tokens as f32 * self.chunk_bytes as f32 / bytes as f32
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an estimate of a positive number"
+    )]
+    fn capacity_chunks(&self, worker: &Worker, bytes_per_token: f64) -> u64 {
+        let tokens = worker.kv_capacity_tokens().unwrap_or(self.default_capacity_tokens);
+        let bytes = (tokens as f64 * bytes_per_token) as u64;
+        (bytes.min(self.tree_bytes_max) / self.chunk_bytes as u64).max(1)
+    }
+}
+
+/// What ties the request to others, if it says so itself.
+fn affinity(ask: &Ask<'_>) -> Option<u64> {
+    ask.routing_key.map(|key| hash::stable64(key.as_bytes())).or(ask.session)
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "an estimate of a positive number"
+)]
+fn prompt(input_tokens: u64, held: Held, tokens_per_chunk: f32) -> Prompt {
+    let input_tokens = input_tokens as f32;
+    let matched = (held.chunks as f32 * tokens_per_chunk).min(input_tokens);
+    Prompt { uncached_tokens: input_tokens - matched * held.trust, matched_tokens: matched as u32 }
+}
+
+/// Draws two, by share, and takes the cheaper.
+fn cheaper_of_two<'a>(
+    good: impl Iterator<Item = (Candidate, &'a Cost)> + Clone,
+    random: &dyn Random,
+) -> Option<Candidate> {
+    let shares: f64 = good.clone().map(|(candidate, _)| f64::from(candidate.share)).sum();
+    let draw = || {
+        let mut point = random.unit() * shares;
+        let drawn = good.clone().find(|(candidate, _)| {
+            point -= f64::from(candidate.share);
+            point < 0.0
+        });
+        drawn.or_else(|| good.clone().next())
+    };
+    let (one, other) = (draw()?, draw()?);
+    Some(if other.1.total < one.1.total { other.0 } else { one.0 })
+}

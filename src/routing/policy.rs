@@ -1,0 +1,329 @@
+//! A policy: one of the kinds, with its state.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use smg_base::{Timestamp, WorkerId};
+use smg_fleet::{Pool, Worker};
+use smg_prefix::Chunker;
+
+use crate::{
+    Ask, AssignmentMode, Explanation, NoChoice, PolicyConfig, PolicyKind, Reason, Seen, Standing,
+    bucket::Buckets,
+    cache_aware::CacheAware,
+    candidates::{Candidate, Candidates, Offers, standing},
+    cost::{Costs, Estimate, Prompt},
+    learned::BytesPerToken,
+    pick::{self, Choice, Rendezvous},
+    sticky::{Kept, Sticky},
+    target,
+};
+
+/// How the workers of one model are chosen, and what has been learned for it. Shared between threads.
+#[derive(Debug)]
+pub struct Policy {
+    kind: PolicyKind,
+    config: PolicyConfig,
+    bytes_per_token: BytesPerToken,
+    turn: AtomicU64,
+    load: Estimate,
+    sticky: Option<Sticky>,
+    buckets: Option<Buckets>,
+    caches: Option<Box<CacheAware>>,
+}
+
+/// What a policy keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Routing keys, or chunks of prompts.
+    pub entries: usize,
+    /// Memory, estimated.
+    pub bytes: usize,
+}
+
+/// A choice, and among whom.
+struct Decision {
+    candidates: Candidates,
+    choice: Choice,
+}
+
+impl Policy {
+    /// A policy that has learned nothing yet.
+    pub fn new(kind: PolicyKind, config: &PolicyConfig) -> Self {
+        let sticks = kind == PolicyKind::Manual || config.routing_key_override;
+        Self {
+            kind,
+            bytes_per_token: BytesPerToken::default(),
+            turn: AtomicU64::new(0),
+            load: Estimate::of_load(config),
+            sticky: sticks.then(|| Sticky::new(config)),
+            buckets: (kind == PolicyKind::Bucket).then(|| Buckets::new(config)),
+            caches: (kind == PolicyKind::CacheAware).then(|| Box::new(CacheAware::new(config))),
+            config: config.clone(),
+        }
+    }
+
+    /// Which of the kinds it is.
+    pub fn kind(&self) -> PolicyKind {
+        self.kind
+    }
+
+    /// Whether [`Ask::text`] makes a difference.
+    pub fn wants_text(&self) -> bool {
+        matches!(self.kind, PolicyKind::CacheAware | PolicyKind::PrefixHash)
+    }
+
+    /// Hashes a prompt's text as this policy wants it. `salt` stands for whatever beside the text must be equal for two
+    /// prompts to share a cache.
+    pub fn chunker(&self, salt: u64) -> Chunker {
+        match self.kind {
+            PolicyKind::CacheAware => self.config.chunker(salt),
+            _ => self.config.head_chunker(salt),
+        }
+    }
+
+    /// How many tokens a text is, going by this model's earlier prompts.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an estimate of a positive number"
+    )]
+    pub fn tokens_of(&self, text_bytes: usize) -> u64 {
+        (text_bytes as f64 / self.bytes_per_token.ratio()).ceil() as u64
+    }
+
+    /// Chooses a worker, as an index into the pool's workers, and says why. Call [`Policy::dispatched`] once the
+    /// request goes there.
+    pub fn choose(&self, pool: &Pool, ask: &Ask<'_>, why: &mut Explanation) -> Result<usize, NoChoice> {
+        why.begin(self.kind, ask);
+        let chosen = match (ask.target, self.sticky_for(ask)) {
+            (Some(target), _) => target::find(pool, ask, target).inspect(|position| {
+                why.settle(&pool.workers[*position], Reason::Target);
+            }),
+            (None, Some((sticky, key))) => self.keep(sticky, key, pool, ask, why),
+            (None, None) => {
+                let mut costs = Costs::default();
+                decide(pool, ask, |candidates| self.pick(pool, candidates, ask, &mut costs)).map(|decision| {
+                    decision.explain(pool, ask, &costs, why);
+                    decision.choice.position
+                })
+            }
+        };
+        chosen.inspect_err(|refusal| why.refuse(pool, ask, *refusal))
+    }
+
+    /// The request goes to `worker`: what this says about its future is taken down.
+    pub fn dispatched(&self, worker: &Worker, ask: &Ask<'_>) {
+        if let Some(caches) = &self.caches {
+            caches.dispatched(worker, ask, self.bytes_per_token.ratio());
+        }
+        if let Some(buckets) = &self.buckets {
+            buckets.note(self.bytes_of(ask), ask.now);
+        }
+    }
+
+    /// The answer came back from `worker`: it teaches how right the choice was.
+    pub fn observed(&self, worker: &Worker, seen: &Seen) {
+        self.bytes_per_token.learn(seen);
+        if let Some(caches) = &self.caches {
+            caches.observed(worker, seen);
+        }
+    }
+
+    /// A worker is gone, or its cache is.
+    pub fn forget(&self, worker: WorkerId) {
+        if let Some(caches) = &self.caches {
+            caches.index.forget(worker);
+        }
+    }
+
+    /// Lets go of what is old. To be called now and then.
+    pub fn sweep(&self, now: Timestamp) {
+        if let Some(sticky) = &self.sticky {
+            sticky.sweep(now);
+        }
+        if let Some(caches) = &self.caches {
+            caches.index.sweep();
+        }
+    }
+
+    /// How much it keeps.
+    pub fn usage(&self) -> Usage {
+        let mut usage = Usage::default();
+        if let Some(sticky) = &self.sticky {
+            usage.entries += sticky.len();
+            usage.bytes += sticky.used_bytes();
+        }
+        if let Some(caches) = &self.caches {
+            let size = caches.index.size();
+            usage.entries += usize::try_from(size.chunks).unwrap_or(usize::MAX);
+            usage.bytes += size.bytes;
+        }
+        usage
+    }
+
+    /// The memory of routing keys and this request's key, if that is what decides.
+    fn sticky_for(&self, ask: &Ask<'_>) -> Option<(&Sticky, u128)> {
+        let sticky = self.sticky.as_ref()?;
+        let by_key_only = match self.kind {
+            PolicyKind::Manual => false,
+            PolicyKind::ConsistentHashing => return None,
+            _ => true,
+        };
+        if by_key_only && ask.routing_key.is_none() {
+            return None;
+        }
+        Some((sticky, Sticky::key(ask)?))
+    }
+
+    fn keep(
+        &self,
+        sticky: &Sticky,
+        key: u128,
+        pool: &Pool,
+        ask: &Ask<'_>,
+        why: &mut Explanation,
+    ) -> Result<usize, NoChoice> {
+        let usable = |id: WorkerId| {
+            let position = pool.workers.binary_search_by_key(&id, |worker| worker.id).ok()?;
+            (standing(&pool.workers[position], ask, Offers::Checked) == Standing::Considered).then_some(position)
+        };
+        let assign = || {
+            let decision = decide(pool, ask, |candidates| self.assign(pool, candidates, ask))?;
+            Ok((pool.workers[decision.choice.position].id, decision))
+        };
+        match sticky.keep(key, ask.now, usable, assign)? {
+            Kept::Found(position) => {
+                why.settle(&pool.workers[position], Reason::Sticky);
+                Ok(position)
+            }
+            Kept::Assigned(decision) => {
+                decision.explain(pool, ask, &Costs::default(), why);
+                Ok(decision.choice.position)
+            }
+        }
+    }
+
+    /// The worker for a routing key that has none.
+    fn assign(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) -> Choice {
+        let load = |position: u32| &pool.workers[position as usize].state.load;
+        let fewest = |count: &dyn Fn(u32) -> u32| {
+            pick::least(candidates, ask.random, |_, candidate| f64::from(count(candidate.position)) / share(candidate))
+        };
+        let chosen = match self.config.assignment_mode {
+            AssignmentMode::Random => pick::chance(candidates, ask.random),
+            AssignmentMode::MinLoad => fewest(&|position| load(position).in_flight()),
+            AssignmentMode::MinGroup => fewest(&|position| load(position).active_keys()),
+        };
+        chosen.because(Reason::Assigned)
+    }
+
+    fn pick(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>, costs: &mut Costs) -> Choice {
+        match self.kind {
+            PolicyKind::Random => pick::chance(candidates, ask.random).because(Reason::Chance),
+            PolicyKind::RoundRobin => pick::turn(candidates, self.turn.fetch_add(1, Relaxed)).because(Reason::Turn),
+            PolicyKind::PowerOfTwo => better_of_two(pool, candidates, ask),
+            PolicyKind::LeastLoad => self.least_load(pool, candidates, ask, costs),
+            PolicyKind::ConsistentHashing => consistent_hashing(pool, candidates, ask),
+            PolicyKind::PrefixHash => self.prefix_hash(pool, candidates, ask),
+            PolicyKind::Manual => self.assign(pool, candidates, ask),
+            PolicyKind::Passthrough => candidates.at(0).because(Reason::First),
+            PolicyKind::Bucket => match &self.buckets {
+                Some(buckets) => {
+                    buckets.pick(pool, candidates, self.bytes_of(ask), self.bytes_per_token.ratio(), ask.random)
+                }
+                None => pick::chance(candidates, ask.random).because(Reason::Chance),
+            },
+            PolicyKind::CacheAware => match &self.caches {
+                Some(caches) => caches.pick(pool, candidates, ask, costs),
+                None => pick::chance(candidates, ask.random).because(Reason::Chance),
+            },
+        }
+    }
+
+    fn least_load(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>, costs: &mut Costs) -> Choice {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let prompt = Prompt { uncached_tokens: ask.input_tokens as f32, matched_tokens: 0 };
+        self.load.costs(pool, candidates, ask.now, |_| prompt, costs);
+        let least = pick::least(candidates, ask.random, |index, _| f64::from(costs.list[index].total));
+        least.because(Reason::LeastLoad)
+    }
+
+    /// The worker to which the prompt's beginning falls, or the next one that has no more than its part of the load
+    /// (consistent hashing with bounded loads: Mirrokni, Thorup and Zadimoghaddam, 2018).
+    fn prefix_hash(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) -> Choice {
+        let Some(text) = ask.text.filter(|text| text.bytes > 0) else {
+            return consistent_hashing(pool, candidates, ask);
+        };
+        let rendezvous = Rendezvous::new(text.head, candidates);
+        let in_flight = |position: u32| f64::from(pool.workers[position as usize].state.load.in_flight());
+        let total: f64 = candidates.iter().map(|candidate| in_flight(candidate.position)).sum();
+        let bound = (total + 1.0) / candidates.shares() * self.config.prefix_hash_load_factor;
+        let fits = candidates.iter().filter(|candidate| in_flight(candidate.position) <= bound * share(*candidate));
+        let first = rendezvous.best(pool, candidates.iter()).unwrap_or_else(|| candidates.at(0));
+        match rendezvous.best(pool, fits) {
+            Some(next) if next.position != first.position => next.because(Reason::PrefixSpilled),
+            _ => first.because(Reason::PrefixHash),
+        }
+    }
+
+    /// The length of a prompt's text, as far as known.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an estimate of a positive number"
+    )]
+    fn bytes_of(&self, ask: &Ask<'_>) -> u64 {
+        match ask.text {
+            Some(text) => text.bytes as u64,
+            None => (ask.input_tokens as f64 * self.bytes_per_token.ratio()) as u64,
+        }
+    }
+}
+
+impl Decision {
+    fn explain(&self, pool: &Pool, ask: &Ask<'_>, costs: &Costs, why: &mut Explanation) {
+        why.compare(pool, &self.candidates, costs, self.choice);
+        why.others(pool, &self.candidates, ask);
+    }
+}
+
+/// Picks among those who can take the request; again if it turns out that the picked one does not offer it.
+fn decide(pool: &Pool, ask: &Ask<'_>, mut pick: impl FnMut(&Candidates) -> Choice) -> Result<Decision, NoChoice> {
+    let candidates = Candidates::gather(pool, ask, Offers::Assumed)?;
+    let choice = pick(&candidates);
+    if ask.is_offered_by(&pool.workers[choice.position]) {
+        return Ok(Decision { candidates, choice });
+    }
+    let candidates = Candidates::gather(pool, ask, Offers::Checked)?;
+    let choice = pick(&candidates);
+    Ok(Decision { candidates, choice })
+}
+
+fn consistent_hashing(pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) -> Choice {
+    let (key, reason) = match (ask.routing_key, ask.session) {
+        (Some(key), _) => (smg_base::hash::stable64(key.as_bytes()), Reason::RoutingKey),
+        (None, Some(session)) => (session, Reason::Session),
+        (None, None) => return pick::chance(candidates, ask.random).because(Reason::Chance),
+    };
+    let best = Rendezvous::new(key, candidates).best(pool, candidates.iter());
+    best.unwrap_or_else(|| candidates.at(0)).because(reason)
+}
+
+fn better_of_two(pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) -> Choice {
+    let (one, other) = pick::two(candidates, ask.random);
+    let load = |candidate: Candidate| {
+        let load = &pool.workers[candidate.position as usize].state.load;
+        let requests = load.in_flight().saturating_add(load.foreign_requests());
+        let kv_usage = load.engine().map_or(0.0, |engine| f64::from(engine.kv_usage));
+        (f64::from(requests) / share(candidate), kv_usage)
+    };
+    let better = if load(other) < load(one) { other } else { one };
+    better.because(Reason::BetterOfTwo)
+}
+
+/// A share to divide by.
+fn share(candidate: Candidate) -> f64 {
+    f64::from(candidate.share).max(1e-9)
+}
