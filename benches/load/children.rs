@@ -18,7 +18,7 @@ use super::procfs::{self, Usage};
 use super::request;
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
-const GONE_WITHIN: Duration = Duration::from_secs(10);
+const GONE_WITHIN: Duration = Duration::from_secs(5);
 
 /// A server in a process of its own, ended when dropped.
 pub(crate) struct Server {
@@ -86,6 +86,8 @@ pub(crate) struct Canned {
     pub(crate) events: usize,
     pub(crate) event_bytes: usize,
     pub(crate) event_interval: Duration,
+    /// As `--event-framing` says it: `chunk` lets events that are due together share a write, `write` does not.
+    pub(crate) framing: &'static str,
 }
 
 /// Where programs are and where they may write.
@@ -107,6 +109,7 @@ impl Programs {
         command.args(["--bench-events", &canned.events.to_string()]);
         command.args(["--bench-event-bytes", &canned.event_bytes.to_string()]);
         command.args(["--bench-event-interval-ms", &canned.event_interval.as_millis().to_string()]);
+        command.args(["--event-framing", canned.framing]);
         Server::start("engine", address, command, &self.log("engine", address))
     }
 
@@ -118,7 +121,8 @@ impl Programs {
         command.args(engines.iter().map(|engine| format!("http://{engine}")));
         command.args(["--policy", policy, "--host", "127.0.0.1", "--port", &address.port().to_string()]);
         command.args(["--prometheus-host", "127.0.0.1", "--prometheus-port", &metrics.port().to_string()]);
-        command.args(["--log-level", "warn"]);
+        command.args(["--log-level", "warn", "--access-log", "off"]);
+        command.args(["--drain-delay", "0s", "--shutdown-grace-period-secs", "1"]);
         let mut server = Server::start("smg", address, command, &self.log("smg", address))?;
         server.metrics = Some(metrics);
         Ok(server)

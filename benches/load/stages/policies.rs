@@ -11,7 +11,8 @@ use super::super::table::{Table, bytes, figure};
 use super::super::verdict::Side::AtMost;
 use super::{Bench, Sample, measure};
 
-const CANNED: Canned = Canned { body_bytes: 1024, events: 16, event_bytes: 256, event_interval: Duration::ZERO };
+const CANNED: Canned =
+    Canned { body_bytes: 1024, events: 16, event_bytes: 256, event_interval: Duration::ZERO, framing: "chunk" };
 const ENGINES: usize = 4;
 const BODY_BYTES: usize = 32 << 10;
 const CONVERSATIONS: usize = 64;

@@ -10,7 +10,8 @@ use super::super::table::{Table, figure};
 use super::super::verdict::Side::AtMost;
 use super::Bench;
 
-const CANNED: Canned = Canned { body_bytes: 1024, events: 16, event_bytes: 256, event_interval: Duration::ZERO };
+const CANNED: Canned =
+    Canned { body_bytes: 1024, events: 16, event_bytes: 256, event_interval: Duration::ZERO, framing: "chunk" };
 /// Time after which a process that was just started is at rest.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 

@@ -15,8 +15,13 @@ use super::super::{HOLD, control, request};
 use super::Bench;
 
 /// Streams that go on for longer than anybody listens; twice as many bytes come as a slow reader takes.
-const ENDLESS: Canned =
-    Canned { body_bytes: 1024, events: 4000, event_bytes: 256, event_interval: Duration::from_millis(500) };
+const ENDLESS: Canned = Canned {
+    body_bytes: 1024,
+    events: 4000,
+    event_bytes: 256,
+    event_interval: Duration::from_millis(500),
+    framing: "chunk",
+};
 /// Processes that share the streams, since one may have 20 000 descriptors.
 const HOLDERS: u64 = 2;
 /// Streams opened per second.

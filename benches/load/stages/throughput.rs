@@ -14,9 +14,11 @@ use super::super::verdict::Side::{AtLeast, AtMost};
 use super::{Bench, Sample, measure};
 
 /// A plain answer, and a stream as long as a short chat answer.
-const CHAT: Canned = Canned { body_bytes: 1024, events: 128, event_bytes: 256, event_interval: Duration::ZERO };
+const CHAT: Canned =
+    Canned { body_bytes: 1024, events: 128, event_bytes: 256, event_interval: Duration::ZERO, framing: "chunk" };
 /// Streams so long that what a request costs does not matter.
-const LONG: Canned = Canned { body_bytes: 1024, events: 2000, event_bytes: 256, event_interval: Duration::ZERO };
+const LONG: Canned =
+    Canned { body_bytes: 1024, events: 2000, event_bytes: 256, event_interval: Duration::ZERO, framing: "chunk" };
 const EVENTS_CONCURRENCY: usize = 16;
 
 const SMALL: usize = 1 << 10;
@@ -75,12 +77,36 @@ impl Bench {
         Ok(())
     }
 
-    /// How fast events are passed on.
+    /// How fast events are passed on, when they come together and when each comes alone.
     pub(super) fn events(&mut self) -> Result<(), Failure> {
         let point = Point { shape: Shape::Streamed, body_bytes: SMALL, concurrency: EVENTS_CONCURRENCY };
-        let grid = self.take_turns(LONG, &[point])?;
+        let together = self.take_turns(LONG, &[point])?;
+        self.print_events("events that are due together share a write", point, &together);
+        let alone = self.take_turns(Canned { framing: "write", ..LONG }, &[point])?;
+        self.print_events("each event is written alone", point, &alone);
+
+        let smg = |of: &dyn Fn(&Sample) -> Option<f64>| alone.median(point, Contender::Smg, of);
+        self.verdicts.judge(
+            "events relayed, each written alone",
+            smg(&|s| Some(s.events_per_second())),
+            AtLeast,
+            250_000.0,
+            "1/s",
+        );
+        self.verdicts.judge("CPU of an event written alone", smg(&Sample::cpu_us_per_event), AtMost, 2.0, "µs");
+        let proxies = self.proxies();
+        let group = |label: &str, grid: &Grid| {
+            let rate = |who| grid.median(point, who, |sample| Some(sample.events_per_second()));
+            (label.to_owned(), proxies.iter().filter_map(|who| Some((*who, rate(*who)?))).collect())
+        };
+        let groups = vec![group("written together", &together), group("written alone", &alone)];
+        self.panels.push(Panel { title: "Events relayed per second".to_owned(), groups });
+        Ok(())
+    }
+
+    fn print_events(&self, how: &str, point: Point, grid: &Grid) {
         let mut table = Table::new(&["contender", "", "events/s", "CPU µs/event", "streams/s", "RSS MB"]);
-        for contender in self.options.contenders.clone() {
+        for contender in self.options.contenders.iter().copied() {
             let of = |of: &dyn Fn(&Sample) -> Option<f64>| figure(grid.median(point, contender, of));
             table.row([
                 contender.to_string(),
@@ -91,19 +117,8 @@ impl Bench {
                 of(&|sample| sample.resident_bytes.map(|bytes| bytes as f64 / 1e6)),
             ]);
         }
-        table.print(&format!(
-            "Events relayed: {} streams at a time, {} events of {} bytes each",
-            point.concurrency, LONG.events, LONG.event_bytes
-        ));
-        let smg = |of: &dyn Fn(&Sample) -> Option<f64>| grid.median(point, Contender::Smg, of);
-        self.verdicts.judge("events relayed", smg(&|s| Some(s.events_per_second())), AtLeast, 250_000.0, "1/s");
-        self.verdicts.judge("CPU of an event", smg(&Sample::cpu_us_per_event), AtMost, 2.0, "µs");
-        let bars = self.options.contenders.iter().map(|contender| {
-            (*contender, grid.median(point, *contender, |sample| Some(sample.events_per_second())).unwrap_or(0.0))
-        });
-        let group = (format!("{EVENTS_CONCURRENCY} streams"), bars.collect());
-        self.panels.push(Panel { title: "Events relayed per second".to_owned(), groups: vec![group] });
-        Ok(())
+        let (streams, events, bytes) = (point.concurrency, LONG.events, LONG.event_bytes);
+        table.print(&format!("Events relayed: {streams} streams at a time, {events} events of {bytes} bytes, {how}"));
     }
 
     fn points(&self) -> Vec<Point> {
