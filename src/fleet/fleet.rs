@@ -170,6 +170,16 @@ impl Fleet {
         self.take(table, id)
     }
 
+    /// Removes a worker that is draining, whether or not it has become idle: for when patience with its requests has
+    /// run out. None if it was added again meanwhile.
+    pub fn abandon_drain(&self, id: WorkerId) -> Option<Arc<Worker>> {
+        let table = self.table.lock();
+        if table.entries.get(&id)?.worker.status() != Status::Draining {
+            return None;
+        }
+        self.take(table, id)
+    }
+
     /// Removes a worker at once. Requests that are there go on; who still sees it in an older snapshot gets no
     /// permission to use it.
     pub fn remove(&self, id: WorkerId) -> Option<Arc<Worker>> {
@@ -468,7 +478,32 @@ mod tests {
         let again = add(&fleet, spec("a", &["m"]), Origin::Api);
         assert_eq!(again.change, Change::Replaced);
         assert!(again.worker.is_available(at(0)));
+        assert!(fleet.finish_drain(worker.id).is_none() && fleet.abandon_drain(worker.id).is_none());
+        assert_eq!(urls(&fleet), ["http://a"]);
+    }
+
+    #[test]
+    fn a_reload_that_lists_a_draining_worker_again_keeps_it() {
+        let fleet = fleet();
+        let list = || vec![spec("a", &["m"])];
+        let id = fleet.replace_origin(Origin::File, list(), at(0)).added[0].id;
+        assert_eq!(fleet.replace_origin(Origin::File, vec![], at(0)).removed, [id]);
+        fleet.drain(id);
+        let back = fleet.replace_origin(Origin::File, list(), at(0));
+        assert_eq!(back.added.len(), 1);
+        assert!(fleet.abandon_drain(id).is_none() && back.added[0].is_available(at(0)));
+    }
+
+    #[test]
+    fn a_drain_can_be_abandoned_with_requests_under_way() {
+        let fleet = fleet();
+        let worker = add(&fleet, spec("a", &["m"]), Origin::Api).worker;
+        let guard = worker.state.begin(5);
+        fleet.drain(worker.id);
         assert!(fleet.finish_drain(worker.id).is_none());
+        assert!(fleet.abandon_drain(worker.id).is_some());
+        drop(guard);
+        assert!(worker.is_idle());
     }
 
     #[test]

@@ -25,7 +25,8 @@ pub struct Pool {
     pub model: ModelId,
     /// The workers, by ascending id.
     pub workers: Vec<Arc<Worker>>,
-    /// What they say of the model: all aliases, the longest context, and of everything else the first word.
+    /// What they say of the model: the longest context, and of everything else the first word. Its aliases are the
+    /// names that lead here, configured ones included.
     pub card: ModelCard,
 }
 
@@ -75,9 +76,19 @@ impl Snapshot {
         for target in aliases.values().filter(|_| !open.is_empty()) {
             members.entry(target).or_insert_with(|| open.clone());
         }
-        let pools: Vec<_> =
-            members.into_iter().map(|(model, workers)| Arc::new(Pool::new(model.clone(), workers))).collect();
-        let names = names_of(&pools, aliases);
+        let mut pools: Vec<Pool> =
+            members.into_iter().map(|(model, workers)| Pool::new(model.clone(), workers)).collect();
+        let places = places_of(&pools, aliases);
+        for pool in &mut pools {
+            pool.card.aliases.clear();
+        }
+        for (name, &place) in &places {
+            if *name != pools[place].model {
+                pools[place].card.aliases.push(name.clone());
+            }
+        }
+        let pools: Vec<_> = pools.into_iter().map(Arc::new).collect();
+        let names = places.into_iter().map(|(name, place)| (name, Arc::clone(&pools[place]))).collect();
         let any = Arc::new(Pool::new(Pool::ANY.into(), workers.clone()));
         let open = Arc::new(Pool::new(Pool::ANY.into(), open));
         Self { version, workers, pools, names, any, open }
@@ -117,24 +128,22 @@ impl Snapshot {
     }
 }
 
-/// What each name stands for. A model's own id beats an alias, a configured alias one that a worker brings, and of
-/// two that workers bring that of the lesser model id.
-fn names_of(pools: &[Arc<Pool>], aliases: &BTreeMap<ModelId, ModelId>) -> StableMap<ModelId, Arc<Pool>> {
-    let mut names = StableMap::default();
-    for pool in pools {
-        names.insert(pool.model.clone(), Arc::clone(pool));
-    }
+/// Which of the pools each name leads to. A model's own id beats an alias, a configured alias one that a worker
+/// brings, and of two that workers bring that of the lesser model id.
+fn places_of(pools: &[Pool], aliases: &BTreeMap<ModelId, ModelId>) -> BTreeMap<ModelId, usize> {
+    let mut places: BTreeMap<_, _> =
+        pools.iter().enumerate().map(|(place, pool)| (pool.model.clone(), place)).collect();
     for (alias, target) in aliases {
-        if let Ok(at) = pools.binary_search_by_key(&target, |pool| &pool.model) {
-            names.entry(alias.clone()).or_insert_with(|| Arc::clone(&pools[at]));
+        if let Ok(place) = pools.binary_search_by_key(&target, |pool| &pool.model) {
+            places.entry(alias.clone()).or_insert(place);
         }
     }
-    for pool in pools {
+    for (place, pool) in pools.iter().enumerate() {
         for alias in &pool.card.aliases {
-            names.entry(alias.clone()).or_insert_with(|| Arc::clone(pool));
+            places.entry(alias.clone()).or_insert(place);
         }
     }
-    names
+    places
 }
 
 #[cfg(test)]
@@ -260,6 +269,9 @@ mod tests {
         assert_eq!(pool(&fleet, "nn"), found("n", &["b"]));
         assert_eq!(pool(&fleet, "m"), found("m", &["a"]), "an id beats an alias");
         assert_eq!(pool(&fleet, "ghost"), None, "nobody serves it");
+        let shown: Vec<Vec<String>> =
+            fleet.snapshot().models().map(|pool| pool.card.aliases.iter().map(ToString::to_string).collect()).collect();
+        assert_eq!(shown, [vec!["mm"], vec!["gpt", "nn"]], "exactly the names that lead there");
         assert_eq!(fleet.snapshot().models().len(), 2, "an alias is no model");
         fleet.set_aliases(BTreeMap::new()).unwrap();
         assert_eq!(pool(&fleet, "mm"), None);
