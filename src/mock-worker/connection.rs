@@ -133,7 +133,7 @@ impl Turn<'_> {
         let seen = Seen { path: head.path(), is_reused: self.is_reused, ..Seen::default() };
         let is_control = routes::is_control(head.path());
         let mut own_fault_text = head.field("x-mock-fault").map(str::to_owned);
-        if let Some(fault) = worker.faults.of_head(&seen).filter(|_| !is_control) {
+        if !is_control && let Some(fault) = worker.faults.of_head(&seen) {
             reply.suffer(fault);
         }
         if let Some(fault) = own_fault_text.take_if(|text| text.contains("@request")).and_then(|text| text.parse().ok())
@@ -161,7 +161,8 @@ impl Turn<'_> {
         if worker.config.bench.is_some() {
             return Ok(Request { head, body: Body::unread(body) });
         }
-        let request = Request { head, body: Body::read(body) };
+        let body = Body::read(&head, body);
+        let request = Request { head, body };
         if routes::is_control(request.head.path()) {
             return Ok(request);
         }
@@ -222,10 +223,10 @@ struct Inlet<'s> {
 impl Inlet<'_> {
     async fn head(&mut self, limits: &Limits) -> Result<Head, Closed> {
         loop {
-            if !self.buffer.is_empty() {
-                if let Some(head) = Head::take(&mut self.buffer, limits.head_bytes_max).map_err(Closed::Refused)? {
-                    return Ok(head);
-                }
+            if !self.buffer.is_empty()
+                && let Some(head) = Head::take(&mut self.buffer, limits.head_bytes_max).map_err(Closed::Refused)?
+            {
+                return Ok(head);
             }
             self.buffer.reserve(8 * 1024);
             match tokio::time::timeout(limits.keep_alive, self.reader.read_buf(&mut self.buffer)).await {

@@ -16,6 +16,7 @@
 //! Deliberately unknown here: the gateway, its wire types and its parsers. The fake engine is their independent check.
 
 mod args;
+mod cache;
 mod config;
 mod connection;
 mod error;
@@ -24,8 +25,10 @@ mod http1;
 mod ledger;
 mod reply;
 mod routes;
+mod scheduler;
 mod script;
 mod server;
+mod store;
 mod tokens;
 mod worker;
 

@@ -18,6 +18,8 @@ use crate::{
 /// Bytes that may be held before they are written.
 const HELD_BYTES_MAX: usize = 32 * 1024;
 
+const EVENT_STREAM: &str = "text/event-stream; charset=utf-8";
+
 /// Why an answer stops before its end.
 #[derive(Debug)]
 pub(crate) enum Cut {
@@ -60,6 +62,15 @@ pub(crate) struct Plain {
     /// Further fields of the head.
     pub(crate) fields: Vec<(&'static str, String)>,
     pub(crate) body: Vec<u8>,
+}
+
+/// The head of a stream.
+#[derive(Debug)]
+pub(crate) struct StreamHead {
+    /// Further fields of the head.
+    pub(crate) fields: Vec<(&'static str, String)>,
+    /// What the engine would send if it failed midway.
+    pub(crate) error_event: Vec<u8>,
 }
 
 /// Writes one answer.
@@ -171,8 +182,8 @@ impl<'a, 's> Reply<'a, 's> {
         self.flush().await
     }
 
-    /// Begins a stream of events. `error_event` is what the engine would send if it failed midway.
-    pub(crate) async fn stream(&mut self, content_type: &'static str, error_event: Vec<u8>) -> Result<(), Cut> {
+    /// Begins a stream of events.
+    pub(crate) async fn stream(&mut self, StreamHead { fields, error_event }: StreamHead) -> Result<(), Cut> {
         self.reach(Point::Head).await?;
         self.framing = if self.is_http11 { Framing::Chunks } else { Framing::Close };
         self.keeps_alive &= self.is_http11;
@@ -180,8 +191,7 @@ impl<'a, 's> Reply<'a, 's> {
         if !self.fault.is_none() && self.event_framing == EventFraming::Coalesce {
             self.event_framing = EventFraming::Chunk;
         }
-        let fields = vec![("cache-control", "no-cache".to_owned())];
-        self.head(&Plain { status: 200, content_type, fields, body: Vec::new() }, None);
+        self.head(&Plain { status: 200, content_type: EVENT_STREAM, fields, body: Vec::new() }, None);
         if self.fault.acts_at(Point::Body) {
             self.flush().await?;
             self.reach(Point::Body).await?;
@@ -228,10 +238,10 @@ impl<'a, 's> Reply<'a, 's> {
         Ok(())
     }
 
-    /// Sends bytes that are a whole answer already; `body_bytes` and `events` are for the ledger.
-    pub(crate) async fn prepared(&mut self, answer: &[u8], body_bytes: usize, events: usize) -> Result<(), Cut> {
+    /// Sends bytes that are framed already; how many bytes and events the body has is for the ledger.
+    pub(crate) async fn prepared(&mut self, answer: &[u8], (body_bytes, events): (usize, usize)) -> Result<(), Cut> {
         self.status = Some(200);
-        self.first_byte = Some(Instant::now());
+        self.first_byte.get_or_insert_with(Instant::now);
         self.body_bytes = body_bytes as u64;
         self.events = events as u64;
         self.socket.write_all(answer).await.map_err(|_| Cut::Gone)
@@ -415,7 +425,7 @@ impl<'a, 's> Reply<'a, 's> {
         }
         match length {
             Some(bytes) => {
-                line(format_args!("content-length: {}\r\n", (bytes as u64).saturating_add_signed(fault.length_error)))
+                line(format_args!("content-length: {}\r\n", (bytes as u64).saturating_add_signed(fault.length_error)));
             }
             None if self.framing == Framing::Chunks => line(format_args!("transfer-encoding: chunked\r\n")),
             None => {}

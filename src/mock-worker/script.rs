@@ -19,6 +19,8 @@ const WORDS: [&str; 32] = [
 const REASONING_TOKENS: u32 = 6;
 /// Tokens of an answer, whatever is asked.
 const OUTPUT_TOKENS_MAX: u32 = 1_000_000;
+/// Tools called in one answer.
+const CALLS_MAX: usize = 8;
 /// Depth to which a schema is followed.
 const SCHEMA_DEPTH_MAX: usize = 8;
 
@@ -32,6 +34,8 @@ pub(crate) struct Ask {
     pub(crate) ends_with_tool_result: bool,
     pub(crate) tools: Vec<Tool>,
     pub(crate) tool_choice: ToolChoice,
+    /// At most one tool may be called.
+    pub(crate) single_call: bool,
     pub(crate) tokens_max: Option<u32>,
     pub(crate) stops: Vec<String>,
     pub(crate) choices: u32,
@@ -141,10 +145,12 @@ fn answer(ask: &Ask, voice: Voice, root: u64) -> Answer {
     let mut answer = Answer::default();
     let limit = ask.tokens_max.unwrap_or(u32::MAX).min(voice.room_tokens).min(OUTPUT_TOKENS_MAX);
     let mut left = u64::from(limit);
-    if let Some((name, arguments)) = wanted_call(ask) {
-        let call = Call { id: format!("call_{root:016x}"), name, arguments };
-        answer.add_call(call);
+    for (place, (name, arguments)) in wanted_calls(ask).into_iter().enumerate() {
+        let id = format!("call_{:016x}", hash::mix(root, place as u64));
+        answer.add_call(Call { id, name, arguments });
         answer.finish = Finish::ToolCalls;
+    }
+    if !answer.calls.is_empty() {
         return answer;
     }
     if ask.may_think && ask.last_user.contains("think") {
@@ -180,6 +186,18 @@ impl Answer {
         }
     }
 
+    /// Its tokens, as the next turn's prompt will have them.
+    pub(crate) fn output(&self) -> Vec<Token> {
+        let mut output = Vec::new();
+        tokens::encode(&self.reasoning, &mut output);
+        tokens::encode(&self.text, &mut output);
+        for call in &self.calls {
+            tokens::encode(&call.name, &mut output);
+            tokens::encode(&call.arguments, &mut output);
+        }
+        output
+    }
+
     /// Adds pieces while they fit into `left` tokens; whether all did.
     fn add(&mut self, kind: PartKind, pieces: Vec<Piece>, left: &mut u64) -> bool {
         for Piece { text, tokens } in pieces {
@@ -200,7 +218,8 @@ impl Answer {
     fn add_call(&mut self, call: Call) {
         let place = self.calls.len();
         self.tokens += tokens::count(&call.name) + tokens::count(&call.arguments);
-        self.parts.push(Part { kind: PartKind::Call(place), text: call.name.clone(), tokens: 1 });
+        let tokens = u32::try_from(tokens::count(&call.name)).unwrap_or(u32::MAX);
+        self.parts.push(Part { kind: PartKind::Call(place), text: call.name.clone(), tokens });
         let arguments = tokens::pieces(&call.arguments).into_iter();
         self.parts.extend(arguments.map(|Piece { text, tokens }| Part {
             kind: PartKind::Arguments(place),
@@ -246,21 +265,23 @@ fn stopped(mut pieces: Vec<Piece>, stops: &[String]) -> (Vec<Piece>, Option<Stri
     (pieces, Some(stop.clone()))
 }
 
-/// The call that the prompt asks for.
-fn wanted_call(ask: &Ask) -> Option<(String, String)> {
-    let named = match &ask.tool_choice {
-        ToolChoice::None => return None,
-        ToolChoice::Named(name) => ask.tools.iter().find(|tool| tool.name == *name),
-        _ if ask.ends_with_tool_result => return None,
-        choice => {
-            let named = ask.tools.iter().find(|tool| ask.last_user.contains(&tool.name));
-            let wants_any = *choice == ToolChoice::Required || ask.last_user.contains("call a tool");
-            named.or_else(|| ask.tools.first().filter(|_| wants_any))
-        }
+/// The calls that the prompt asks for, by name and arguments.
+fn wanted_calls(ask: &Ask) -> Vec<(String, String)> {
+    let of = |tool: &Tool| {
+        let arguments = object_in(&ask.last_user).unwrap_or_else(|| example(&tool.schema, "value", 0).to_string());
+        (tool.name.clone(), arguments)
     };
-    let tool = named?;
-    let arguments = object_in(&ask.last_user).unwrap_or_else(|| example(&tool.schema, "value", 0).to_string());
-    Some((tool.name.clone(), arguments))
+    match &ask.tool_choice {
+        ToolChoice::None => Vec::new(),
+        ToolChoice::Named(name) => ask.tools.iter().filter(|tool| tool.name == *name).take(1).map(of).collect(),
+        _ if ask.ends_with_tool_result => Vec::new(),
+        choice => {
+            let wants_any = *choice == ToolChoice::Required || ask.last_user.contains("call a tool");
+            let named = ask.tools.iter().filter(|tool| ask.last_user.contains(&tool.name));
+            let calls: Vec<_> = named.take(if ask.single_call { 1 } else { CALLS_MAX }).map(of).collect();
+            if calls.is_empty() && wants_any { ask.tools.iter().take(1).map(of).collect() } else { calls }
+        }
+    }
 }
 
 /// The JSON object that `message` contains.

@@ -2,10 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use tokio::{
-    net::TcpListener,
-    task::{JoinHandle, JoinSet},
-};
+use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{config::Config, connection, error::Error, faults::Faults, ledger::Ledger, worker::Worker};
 
@@ -16,7 +13,8 @@ pub struct MockWorker {
     url: String,
     ledger: Ledger,
     faults: Faults,
-    accepting: JoinHandle<()>,
+    /// Holds the one task that accepts, which owns the connections.
+    accepting: JoinSet<()>,
 }
 
 impl MockWorker {
@@ -31,7 +29,8 @@ impl MockWorker {
         let address = listener.local_addr().map_err(bind)?;
         let worker = Arc::new(Worker::new(config));
         let (ledger, faults) = (worker.ledger.clone(), worker.faults.clone());
-        let accepting = tokio::spawn(accept(listener, worker));
+        let mut accepting = JoinSet::new();
+        accepting.spawn(accept(listener, worker));
         Ok(Self { address, url: format!("http://{address}"), ledger, faults, accepting })
     }
 
@@ -57,15 +56,7 @@ impl MockWorker {
 
     /// Closes the listener and every connection, as a killed process would.
     pub async fn stop(mut self) {
-        self.accepting.abort();
-        // Only a cancellation can be reported, and that was asked for.
-        let _ = (&mut self.accepting).await;
-    }
-}
-
-impl Drop for MockWorker {
-    fn drop(&mut self) {
-        self.accepting.abort();
+        self.accepting.shutdown().await;
     }
 }
 

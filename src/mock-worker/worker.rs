@@ -1,6 +1,7 @@
 //! What the connections of one worker share.
 
 use std::{
+    sync::Arc,
     sync::atomic::{AtomicU64, Ordering},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -13,7 +14,10 @@ use crate::{
     faults::Faults,
     http1::BadRequest,
     ledger::Ledger,
-    reply::Plain,
+    reply::{Plain, StreamHead},
+    routes::Prepared,
+    scheduler::Scheduler,
+    store::Store,
 };
 
 /// One worker.
@@ -21,6 +25,10 @@ pub(crate) struct Worker {
     pub(crate) config: Config,
     pub(crate) ledger: Ledger,
     pub(crate) faults: Faults,
+    pub(crate) scheduler: Arc<Scheduler>,
+    pub(crate) store: Store,
+    /// Canned answers, in the bench mode.
+    pub(crate) prepared: Option<Prepared>,
     /// Fields that every head has, with their line ends.
     pub(crate) identity: String,
     ids: AtomicU64,
@@ -33,10 +41,14 @@ impl Worker {
             Dialect::Openai | Dialect::Anthropic => "cloudflare",
         };
         let name: String = config.name.chars().filter(char::is_ascii_graphic).collect();
+        let identity = format!("server: {server}\r\nx-mock-worker: {name}\r\n");
         Self {
+            prepared: config.bench.as_ref().map(|bench| Prepared::new(bench, config.framing, &identity)),
             ledger: Ledger::new(config.limits.ledger_entries_max),
             faults: Faults::new(config.faults.clone(), config.limits.rules_max),
-            identity: format!("server: {server}\r\nx-mock-worker: {name}\r\n"),
+            scheduler: Arc::new(Scheduler::new(config.speed.clone(), &config.cache)),
+            store: Store::new(config.limits.stored_responses_max),
+            identity,
             ids: AtomicU64::new(0),
             config,
         }
@@ -82,6 +94,15 @@ impl Worker {
                 "request_id": self.fresh_id("req_"),
             }),
         }
+    }
+
+    /// The head of a stream. `error_event` is what the engine would send if it failed midway.
+    pub(crate) fn stream_head(&self, error_event: Vec<u8>) -> StreamHead {
+        let mut fields = self.fields();
+        if matches!(self.config.dialect, Dialect::Openai | Dialect::Anthropic) {
+            fields.push(("cache-control", "no-cache".to_owned()));
+        }
+        StreamHead { fields, error_event }
     }
 
     /// The answer to a request that cannot be read.

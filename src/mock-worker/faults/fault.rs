@@ -166,12 +166,12 @@ impl Fault {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));
         match name {
             "status" => {
-                self.status = Some(value.parse().ok().filter(|code| (200..1000).contains(code)).ok_or_else(bad)?)
+                self.status = Some(value.parse().ok().filter(|code| (200..1000).contains(code)).ok_or_else(bad)?);
             }
             "retry-after" => self.retry_after = Some(field_value(value).ok_or_else(bad)?),
             "content-type" => self.content_type = Some(field_value(value).ok_or_else(bad)?),
             "header-padding" => {
-                self.header_padding = value.parse().ok().filter(|bytes| *bytes <= PADDING_BYTES_MAX).ok_or_else(bad)?
+                self.header_padding = value.parse().ok().filter(|bytes| *bytes <= PADDING_BYTES_MAX).ok_or_else(bad)?;
             }
             "length" => self.length_error = value.parse().map_err(|_| bad())?,
             "fragment" => self.fragment = Some(value.parse().ok().filter(|bytes| *bytes > 0).ok_or_else(bad)?),

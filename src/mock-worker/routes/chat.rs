@@ -1,12 +1,12 @@
 //! `/v1/chat/completions`.
 
 use serde_json::{Value, json};
-use smg_base::hash;
 
 use super::{
-    Invalid, Request,
-    generation::{Generation, Step, Usage, number, stops},
+    Answered, Invalid, Request, checked_model,
+    generation::{Generation, Step, Usage, choices, number, salt, stops},
     prompt::Prompt,
+    send, sse,
 };
 use crate::{
     config::Dialect,
@@ -15,28 +15,23 @@ use crate::{
     worker::{Worker, unix_now},
 };
 
-/// Choices of one request.
-const CHOICES_MAX: u64 = 128;
-
 /// Answers a chat completion.
-pub(crate) async fn answer(worker: &Worker, request: &Request, reply: &mut Reply<'_, '_>) -> Result<(), Cut> {
+pub(super) async fn answer(worker: &Worker, request: &Request, reply: &mut Reply<'_, '_>) -> Answered {
     let json = &request.body.json;
-    let entered = super::checked_model(worker, json).and_then(|model| {
-        let ask = ask(json)?;
-        Ok((model, Generation::enter(worker, &ask, reply)?))
-    });
-    let (model, generation) = match entered {
+    let entered = checked_model(worker, &request.body)
+        .and_then(|model| Ok((model, Generation::enter(worker, ask(worker, json)?)?)));
+    let (model, mut generation) = match entered {
         Ok(entered) => entered,
-        Err(Invalid(status, message)) => return reply.plain(worker.error(status, &message)).await,
+        Err(invalid) => return Ok(Err(invalid)),
     };
-    let chat = Chat { worker, id: worker.fresh_id("chatcmpl-"), created: unix_now(), model };
+    let streams_usage = json["stream_options"]["include_usage"] == true;
+    let chat = Chat { worker, id: worker.fresh_id("chatcmpl-"), created: unix_now(), model, streams_usage };
     if request.body.is_stream() {
-        let options = &json["stream_options"];
-        let wants_usage = options["include_usage"].as_bool().unwrap_or(false);
-        chat.stream(generation, wants_usage, reply).await
-    } else {
-        chat.whole(generation, reply).await
+        return chat.stream(generation, reply).await.map(Ok);
     }
+    generation.complete(reply).await?;
+    generation.usage.settle(reply);
+    send(worker, &chat.whole(&generation), reply).await
 }
 
 struct Chat<'w> {
@@ -44,24 +39,22 @@ struct Chat<'w> {
     id: String,
     created: u64,
     model: String,
+    /// Whether a stream ends with an event that has the usage.
+    streams_usage: bool,
 }
 
 impl Chat<'_> {
-    async fn whole(&self, mut generation: Generation, reply: &mut Reply<'_, '_>) -> Result<(), Cut> {
-        generation.complete(reply).await?;
-        generation.settle(reply);
-        let choices: Vec<Value> =
-            generation.answers.iter().enumerate().map(|(index, answer)| self.choice(index, answer)).collect();
-        let body = json!({
+    fn whole(&self, generation: &Generation) -> Value {
+        let choices = generation.answers.iter().enumerate().map(|(index, answer)| self.choice(index, answer));
+        json!({
             "id": self.id,
             "object": "chat.completion",
             "created": self.created,
             "model": self.model,
             "system_fingerprint": self.worker.config.name,
-            "choices": choices,
+            "choices": choices.collect::<Vec<_>>(),
             "usage": usage_json(generation.usage),
-        });
-        reply.plain(self.worker.json(200, &body)).await
+        })
     }
 
     fn choice(&self, index: usize, answer: &Answer) -> Value {
@@ -79,24 +72,18 @@ impl Chat<'_> {
         json!({ "index": index, "message": message, "logprobs": null, "finish_reason": finish_reason(&answer.finish) })
     }
 
-    async fn stream(
-        &self,
-        mut generation: Generation,
-        wants_usage: bool,
-        reply: &mut Reply<'_, '_>,
-    ) -> Result<(), Cut> {
+    async fn stream(&self, mut generation: Generation, reply: &mut Reply<'_, '_>) -> Result<(), Cut> {
         let error = self.worker.error_body(500, "a scripted failure");
-        reply.stream("text/event-stream; charset=utf-8", format!("data: {error}\n\n").into_bytes()).await?;
+        reply.stream(self.worker.stream_head(sse::data(&error))).await?;
         generation.start(reply).await?;
         let prefix = self.prefix();
         for index in 0..generation.answers.len() {
-            let delta = json!({ "role": "assistant", "content": "" });
-            reply.event(&chunk(&prefix, index, &delta.to_string(), "null")).await?;
+            reply.event(&chunk(&prefix, index, "{\"role\":\"assistant\",\"content\":\"\"}", "null")).await?;
         }
         loop {
             match generation.step(reply).await? {
-                Step::Part(index, part, id) => {
-                    reply.event(&chunk(&prefix, index, &delta(part, id), "null")).await?;
+                Step::Part(index, part, call_id) => {
+                    reply.event(&chunk(&prefix, index, &delta(part, call_id).to_string(), "null")).await?;
                 }
                 Step::Finished(index, answer) => {
                     let reason = format!("\"{}\"", finish_reason(&answer.finish));
@@ -105,12 +92,12 @@ impl Chat<'_> {
                 Step::Over => break,
             }
         }
-        generation.settle(reply);
-        if wants_usage {
+        generation.usage.settle(reply);
+        if self.streams_usage {
             let usage = usage_json(generation.usage);
             reply.event(format!("{prefix}],\"usage\":{usage}}}\n\n").as_bytes()).await?;
         }
-        reply.terminal(b"data: [DONE]\n\n").await?;
+        reply.terminal(sse::DONE).await?;
         reply.end().await
     }
 
@@ -122,9 +109,8 @@ impl Chat<'_> {
             "created": self.created,
             "model": self.model,
             "system_fingerprint": self.worker.config.name,
-        })
-        .to_string();
-        format!("data: {},\"choices\":[", start.trim_end_matches('}'))
+        });
+        format!("data: {},\"choices\":[", start.to_string().trim_end_matches('}'))
     }
 }
 
@@ -133,7 +119,7 @@ fn chunk(prefix: &str, index: usize, delta: &str, reason: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-fn delta(part: &Part, call_id: &str) -> String {
+fn delta(part: &Part, call_id: &str) -> Value {
     let text = &part.text;
     match part.kind {
         PartKind::Text => json!({ "content": text }),
@@ -143,15 +129,14 @@ fn delta(part: &Part, call_id: &str) -> String {
         }] }),
         PartKind::Arguments(place) => json!({ "tool_calls": [{ "index": place, "function": { "arguments": text } }] }),
     }
-    .to_string()
 }
 
 fn call_json(call: &Call) -> Value {
     json!({ "id": call.id, "type": "function", "function": { "name": call.name, "arguments": call.arguments } })
 }
 
-/// The neutral form of a chat request.
-fn ask(json: &Value) -> Result<Ask, Invalid> {
+/// The prompt that chat messages make.
+pub(super) fn prompt(json: &Value) -> Result<Prompt, Invalid> {
     let messages = json["messages"].as_array().filter(|messages| !messages.is_empty());
     let messages = messages.ok_or_else(|| Invalid::new("`messages` must be a list with at least one message"))?;
     let mut prompt = Prompt::default();
@@ -161,12 +146,8 @@ fn ask(json: &Value) -> Result<Ask, Invalid> {
         match message["tool_calls"].as_array() {
             Some(calls) if !calls.is_empty() => {
                 prompt.begin(role);
-                for call in calls {
-                    let function = &call["function"];
-                    prompt.call(
-                        function["name"].as_str().unwrap_or_default(),
-                        function["arguments"].as_str().unwrap_or_default(),
-                    );
+                for function in calls.iter().map(|call| &call["function"]) {
+                    prompt.call(text(&function["name"]), text(&function["arguments"]));
                 }
                 prompt.end();
             }
@@ -174,8 +155,13 @@ fn ask(json: &Value) -> Result<Ask, Invalid> {
         }
     }
     prompt.finish();
-    let tokens_max = match number(json, "max_completion_tokens", 1..=u64::from(u32::MAX))? {
-        None => number(json, "max_tokens", 1..=u64::from(u32::MAX))?,
+    Ok(prompt)
+}
+
+fn ask(worker: &Worker, json: &Value) -> Result<Ask, Invalid> {
+    let prompt = prompt(json)?;
+    let tokens_max = match number(json, "max_completion_tokens", 1)? {
+        None => number(json, "max_tokens", 1)?,
         given => given,
     };
     Ok(Ask {
@@ -184,26 +170,20 @@ fn ask(json: &Value) -> Result<Ask, Invalid> {
         ends_with_tool_result: prompt.ends_with_tool_result,
         tools: tools(json),
         tool_choice: tool_choice(&json["tool_choice"]),
+        single_call: json["parallel_tool_calls"] == false,
         tokens_max,
         stops: stops(json, "stop"),
-        choices: number(json, "n", 1..=CHOICES_MAX)?.unwrap_or(1),
-        ignores_end: json["ignore_eos"].as_bool().unwrap_or(false),
+        choices: choices(json)?,
+        ignores_end: json["ignore_eos"] == true,
         may_think: json["reasoning_effort"].is_string() || json["chat_template_kwargs"]["enable_thinking"] == true,
         schema: schema(&json["response_format"]),
-        salt: salt(json),
+        salt: salt(worker, json),
     })
 }
 
-/// What keeps the cache entries of a request apart: the adapter it names, and its salt.
-pub(crate) fn salt(json: &Value) -> u64 {
-    let text = |name: &str| json[name].as_str().unwrap_or_default();
-    let salt = hash::stable64(text("cache_salt").as_bytes());
-    hash::mix(salt, hash::stable64(text("lora_path").as_bytes()))
-}
-
-fn tools(json: &Value) -> Vec<Tool> {
-    let tools = json["tools"].as_array().into_iter().flatten();
-    let functions = tools.map(|tool| tool.get("function").unwrap_or(tool));
+/// The functions among the tools of a request of the OpenAI family.
+pub(super) fn tools(json: &Value) -> Vec<Tool> {
+    let functions = json["tools"].as_array().into_iter().flatten().map(|tool| tool.get("function").unwrap_or(tool));
     let named = functions.filter_map(|function| {
         let name = function["name"].as_str()?.to_owned();
         Some(Tool { name, schema: function["parameters"].clone() })
@@ -211,8 +191,10 @@ fn tools(json: &Value) -> Vec<Tool> {
     named.collect()
 }
 
-fn tool_choice(choice: &Value) -> ToolChoice {
-    match (choice.as_str(), choice["function"]["name"].as_str()) {
+/// The `tool_choice` of a request of the OpenAI family.
+pub(super) fn tool_choice(choice: &Value) -> ToolChoice {
+    let name = choice["function"]["name"].as_str().or(choice["name"].as_str());
+    match (choice.as_str(), name) {
         (Some("none"), _) => ToolChoice::None,
         (Some("required"), _) => ToolChoice::Required,
         (_, Some(name)) => ToolChoice::Named(name.to_owned()),
@@ -228,7 +210,8 @@ fn schema(format: &Value) -> Option<Value> {
     }
 }
 
-fn finish_reason(finish: &Finish) -> &'static str {
+/// Why an answer is over, in the words of the OpenAI family.
+pub(super) fn finish_reason(finish: &Finish) -> &'static str {
     match finish {
         Finish::End | Finish::StopText(_) => "stop",
         Finish::Length => "length",
@@ -237,11 +220,15 @@ fn finish_reason(finish: &Finish) -> &'static str {
 }
 
 /// The `usage` of the OpenAI family.
-pub(crate) fn usage_json(usage: Usage) -> Value {
+pub(super) fn usage_json(usage: Usage) -> Value {
     json!({
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.output,
         "total_tokens": usage.prompt + usage.output,
         "prompt_tokens_details": { "cached_tokens": usage.cached },
     })
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
 }

@@ -5,20 +5,13 @@ use smg_mock_worker::{Config, Dialect, Outcome};
 
 use crate::{
     client::{Client, End, PATIENCE, get, post},
-    worker,
+    with, worker,
 };
 
 const CHAT: &str = "/v1/chat/completions";
 
 fn user(text: &str) -> Value {
     json!({ "model": "demo", "messages": [{ "role": "user", "content": text }] })
-}
-
-fn with(mut body: Value, extra: Value) -> Value {
-    for (name, value) in extra.as_object().unwrap() {
-        body[name] = value.clone();
-    }
-    body
 }
 
 #[tokio::test]
@@ -42,7 +35,7 @@ async fn a_stream_says_what_the_plain_answer_says_one_token_an_event_each_in_its
     let worker = worker(Config::default()).await;
     let plain = post(worker.address(), CHAT, "", &user("hi")).await.json();
     let options = json!({ "stream": true, "stream_options": { "include_usage": true } });
-    let stream = post(worker.address(), CHAT, "", &with(user("hi"), options)).await;
+    let stream = post(worker.address(), CHAT, "", &with(user("hi"), &options)).await;
     let events = stream.events();
     let text: String = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(plain["choices"][0]["message"]["content"], text);
@@ -79,17 +72,17 @@ async fn what_the_caller_asks_for_shapes_the_answer() {
         ),
     ];
     for (body, extra, expected) in cases {
-        let body = with(body, extra);
+        let body = with(body, &extra);
         let choice = post(worker.address(), CHAT, "", &body).await.json()["choices"][0].clone();
         let call = &choice["message"]["tool_calls"][0]["function"];
         let check = |name: &str, actual: &Value| {
-            assert!(expected[name].is_null() || expected[name] == *actual, "{name}: {choice}")
+            assert!(expected[name].is_null() || expected[name] == *actual, "{name}: {choice}");
         };
         check("text", &choice["message"]["content"]);
         check("reason", &choice["finish_reason"]);
         check("call", &call["name"]);
         check("arguments", &call["arguments"]);
-        let events = post(worker.address(), CHAT, "", &with(body, json!({ "stream": true }))).await.events();
+        let events = post(worker.address(), CHAT, "", &with(body, &json!({ "stream": true }))).await.events();
         let arguments: String = events
             .iter()
             .filter_map(|event| event["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"].as_str())
@@ -101,7 +94,7 @@ async fn what_the_caller_asks_for_shapes_the_answer() {
 #[tokio::test]
 async fn several_choices_are_different_and_interleaved() {
     let worker = worker(Config::default()).await;
-    let body = with(user("hi"), json!({ "n": 3, "stream": true, "max_tokens": 4 }));
+    let body = with(user("hi"), &json!({ "n": 3, "stream": true, "max_tokens": 4 }));
     let events = post(worker.address(), CHAT, "", &body).await.events();
     let text = |index: u64| -> String {
         let own = events.iter().filter(|event| event["choices"][0]["index"] == index);
@@ -132,7 +125,7 @@ async fn bad_input_is_told_in_the_dialects_shape() {
 #[tokio::test]
 async fn the_ledger_tells_what_was_asked_and_how_it_ended() {
     let worker = worker(Config::default()).await;
-    let body = with(user("hi"), json!({ "stream": true }));
+    let body = with(user("hi"), &json!({ "stream": true }));
     let answer = post(worker.address(), CHAT, "x-request-id: r-1\r\n", &body).await;
     assert_eq!(answer.end, End::Whole);
     worker.ledger().wait_for(|entries| entries.iter().all(|entry| entry.finished.is_some()), PATIENCE).await.unwrap();
@@ -153,7 +146,7 @@ async fn the_ledger_tells_what_was_asked_and_how_it_ended() {
 async fn a_callers_disconnect_is_seen_at_once() {
     let worker = worker(Config::default()).await;
     let mut client = Client::connect(worker.address()).await;
-    let body = with(user("hi"), json!({ "stream": true })).to_string();
+    let body = with(user("hi"), &json!({ "stream": true })).to_string();
     client.request("POST", CHAT, "x-mock-fault: stall@event:3\r\n", body.as_bytes()).await;
     client.read_until(b"\n\n").await.unwrap();
     drop(client);

@@ -162,13 +162,9 @@ impl Client {
     }
 
     async fn fill(&mut self) -> io::Result<()> {
-        let mut piece = [0; 16 * 1024];
-        match self.stream.read(&mut piece).await? {
+        match self.stream.read_buf(&mut self.buffer).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            bytes => {
-                self.buffer.extend_from_slice(&piece[..bytes]);
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 }

@@ -12,14 +12,22 @@ use crate::{
 
 const CHAT: &str = "/v1/chat/completions";
 
-fn chat(is_stream: bool) -> Value {
-    json!({ "model": "demo", "stream": is_stream, "messages": [{ "role": "user", "content": "echo a b c d" }] })
+/// How an answer comes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Plain,
+    Stream,
+}
+use Mode::{Plain, Stream};
+
+fn chat(mode: Mode) -> Value {
+    json!({ "model": "demo", "stream": mode == Stream, "messages": [{ "role": "user", "content": "echo a b c d" }] })
 }
 
 /// What the caller sees of `fault`.
-async fn suffer(fault: &str, is_stream: bool) -> (Answer, Outcome) {
+async fn suffer(fault: &str, mode: Mode) -> (Answer, Outcome) {
     let worker = worker(Config::default()).await;
-    let answer = post(worker.address(), CHAT, &format!("x-mock-fault: {fault}\r\n"), &chat(is_stream)).await;
+    let answer = post(worker.address(), CHAT, &format!("x-mock-fault: {fault}\r\n"), &chat(mode)).await;
     worker.ledger().wait_for(|entries| entries[0].finished.is_some(), PATIENCE).await.unwrap();
     (answer, worker.ledger().entries()[0].outcome)
 }
@@ -28,22 +36,22 @@ async fn suffer(fault: &str, is_stream: bool) -> (Answer, Outcome) {
 async fn a_connection_ends_where_it_is_told_to() {
     // The fault, whether the answer is a stream, how it ends, and how many events and bytes come whole.
     let cases = [
-        ("fin@head", false, End::Cut, 0, None),
-        ("rst@head", true, End::Reset, 0, None),
-        ("fin@body", true, End::Cut, 0, Some(0)),
-        ("rst@event:3", true, End::Reset, 2, None),
-        ("fin@event:3", true, End::Cut, 2, None),
-        ("fin@byte:5", true, End::Cut, 0, Some(5)),
-        ("rst@byte:300", true, End::Reset, 1, Some(300)),
-        ("fin@byte:17", false, End::Cut, 0, Some(17)),
-        ("fin@end", true, End::Cut, 7, None),
-        ("badchunk@event:2", true, End::Cut, 1, None),
-        ("length=+5,hangup", false, End::Cut, 0, None),
+        ("fin@head", Plain, End::Cut, 0, None),
+        ("rst@head", Stream, End::Reset, 0, None),
+        ("fin@body", Stream, End::Cut, 0, Some(0)),
+        ("rst@event:3", Stream, End::Reset, 2, None),
+        ("fin@event:3", Stream, End::Cut, 2, None),
+        ("fin@byte:5", Stream, End::Cut, 0, Some(5)),
+        ("rst@byte:300", Stream, End::Reset, 1, Some(300)),
+        ("fin@byte:17", Plain, End::Cut, 0, Some(17)),
+        ("fin@end", Stream, End::Cut, 7, None),
+        ("badchunk@event:2", Stream, End::Cut, 1, None),
+        ("length=+5,hangup", Plain, End::Cut, 0, None),
     ];
-    for (fault, is_stream, end, events, bytes) in cases {
-        let (answer, _) = suffer(fault, is_stream).await;
+    for (fault, mode, end, events, bytes) in cases {
+        let (answer, _) = suffer(fault, mode).await;
         assert_eq!(answer.end, end, "{fault}: {answer:?}");
-        if is_stream {
+        if mode == Stream {
             assert_eq!(answer.chunks.len(), events, "{fault}: {answer:?}");
         }
         if let Some(bytes) = bytes {
@@ -54,42 +62,42 @@ async fn a_connection_ends_where_it_is_told_to() {
 
 #[tokio::test]
 async fn a_stream_lies_as_it_is_told_to() {
-    let (answer, outcome) = suffer("garble@event:2", true).await;
+    let (answer, outcome) = suffer("garble@event:2", Stream).await;
     assert_eq!((answer.end, outcome), (End::Whole, Outcome::Completed));
     assert!(answer.events()[1].is_string(), "{answer:?}");
     assert!(answer.events()[2].is_object(), "{answer:?}");
 
-    let (answer, _) = suffer("drop@event:2", true).await;
+    let (answer, _) = suffer("drop@event:2", Stream).await;
     assert_eq!(answer.chunks.len(), 6, "{answer:?}");
 
-    let (answer, outcome) = suffer("error@event:3", true).await;
+    let (answer, outcome) = suffer("error@event:3", Stream).await;
     assert_eq!((answer.end, outcome), (End::Whole, Outcome::Faulted));
     assert_eq!(answer.events().last().unwrap()["error"]["code"], 500);
 
-    let (answer, _) = suffer("nodone", true).await;
+    let (answer, _) = suffer("nodone", Stream).await;
     assert_eq!((answer.end, answer.text().contains("[DONE]")), (End::Whole, false));
 
-    let (answer, _) = suffer("garbage", true).await;
+    let (answer, _) = suffer("garbage", Stream).await;
     assert_eq!((answer.end, answer.events().len()), (End::Whole, 0));
 
-    let (answer, _) = suffer("content-type=text/html,fragment=1", true).await;
+    let (answer, _) = suffer("content-type=text/html,fragment=1", Stream).await;
     assert_eq!((answer.field("content-type"), answer.chunks.len()), (Some("text/html"), 7));
 
-    let (answer, _) = suffer("header-padding=100000", false).await;
+    let (answer, _) = suffer("header-padding=100000", Plain).await;
     assert!(answer.head.len() > 100_000);
 
-    let (answer, _) = suffer("rawhead", false).await;
+    let (answer, _) = suffer("rawhead", Plain).await;
     assert_eq!(answer.status, 0, "{answer:?}");
 }
 
 #[tokio::test]
 async fn a_status_comes_with_its_body_and_when_to_come_back() {
-    let (answer, outcome) = suffer("status=429, retry-after=7", true).await;
+    let (answer, outcome) = suffer("status=429, retry-after=7", Stream).await;
     assert_eq!((answer.status, answer.field("retry-after"), outcome), (429, Some("7"), Outcome::Completed));
     assert_eq!(answer.json()["error"]["type"], "RateLimitError");
-    let (answer, _) = suffer("status=502,content-type=text/plain,body=a, b=c", false).await;
+    let (answer, _) = suffer("status=502,content-type=text/plain,body=a, b=c", Plain).await;
     assert_eq!((answer.status, answer.text().as_str()), (502, "a, b=c"));
-    let (answer, _) = suffer("explode@noon", false).await;
+    let (answer, _) = suffer("explode@noon", Plain).await;
     assert_eq!(answer.status, 400);
 }
 
@@ -97,14 +105,15 @@ async fn a_status_comes_with_its_body_and_when_to_come_back() {
 async fn delays_and_stalls_hold_until_the_caller_goes() {
     let worker = worker(Config::default()).await;
     let started = tokio::time::Instant::now();
-    let answer = post(worker.address(), CHAT, "x-mock-fault: delay=20ms@head,delay=5ms@event:*\r\n", &chat(true)).await;
+    let answer =
+        post(worker.address(), CHAT, "x-mock-fault: delay=20ms@head,delay=5ms@event:*\r\n", &chat(Stream)).await;
     assert_eq!(answer.end, End::Whole);
     assert!(started.elapsed() >= Duration::from_millis(20 + 7 * 5));
     for point in ["request", "head", "body", "event:2", "byte:9", "end"] {
         worker.ledger().clear();
         let mut client = Client::connect(worker.address()).await;
         let fault = format!("x-mock-fault: stall@{point}\r\n");
-        client.request("POST", CHAT, &fault, chat(true).to_string().as_bytes()).await;
+        client.request("POST", CHAT, &fault, chat(Stream).to_string().as_bytes()).await;
         worker.ledger().wait_for(|entries| entries.iter().any(|entry| entry.fault.is_some()), PATIENCE).await.unwrap();
         drop(client);
         let is_aborted = |entries: &[smg_mock_worker::Entry]| entries[0].outcome == Outcome::Aborted;
@@ -131,7 +140,7 @@ async fn rules_pick_their_requests() {
     let body = json!({ "path": "/v1/*", "model": "demo", "contains": "echo a", "fault": "status=418" });
     assert_eq!(post(worker.address(), "/mock/faults", "", &body).await.status, 200);
     assert_eq!(status("/v1/models").await, 200);
-    assert_eq!(post(worker.address(), CHAT, "", &chat(false)).await.status, 418);
+    assert_eq!(post(worker.address(), CHAT, "", &chat(Plain)).await.status, 418);
     assert_eq!(get(worker.address(), "/mock/faults").await.json()["rules"][0]["befell"], 1);
     let mut client = Client::connect(worker.address()).await;
     client.request("DELETE", "/mock/faults", "", b"").await;
