@@ -125,27 +125,40 @@ impl<'a> Cursor<'a> {
     #[inline]
     pub(crate) fn string(&mut self) -> Result<Text<'a>, Broken> {
         self.skip_space();
-        self.expect(b'"')?;
-        let start = self.at;
-        let mut saved = 0;
-        loop {
-            self.at = next_special(self.text.as_bytes(), self.at);
-            match self.byte() {
-                Some(b'"') => break,
-                Some(b'\\') => saved += self.escape()?,
-                _ => return Err(self.syntax()),
-            }
+        if self.byte() != Some(b'"') {
+            return Err(self.syntax());
         }
-        // Both ends are at ASCII bytes, hence between characters.
-        let raw = &self.text[start..self.at];
-        self.at += 1;
-        Ok(Text { raw, decoded_len: raw.len() - saved })
+        self.string_here()
     }
 
     /// Reads the value that comes next if it is a string, else skips it.
     #[inline]
     pub(crate) fn string_or_skip(&mut self) -> Result<Option<Text<'a>>, Broken> {
-        if self.kind()? == Kind::String { self.string().map(Some) } else { self.skip().map(|()| None) }
+        self.skip_space();
+        if self.byte() == Some(b'"') { self.string_here().map(Some) } else { self.skip().map(|()| None) }
+    }
+
+    /// Reads the string whose first quote the cursor is at.
+    fn string_here(&mut self) -> Result<Text<'a>, Broken> {
+        let bytes = self.text.as_bytes();
+        let start = self.at + 1;
+        let (mut at, mut saved) = (start, 0);
+        loop {
+            at = next_special(bytes, at);
+            match bytes.get(at) {
+                Some(b'"') => break,
+                Some(b'\\') => {
+                    let (len, shorter) = escape(&bytes[at..]).ok_or(Broken::Syntax(at))?;
+                    at += len;
+                    saved += shorter;
+                }
+                _ => return Err(Broken::Syntax(at)),
+            }
+        }
+        self.at = at + 1;
+        // Both ends are at ASCII bytes, hence between characters.
+        let raw = &self.text[start..at];
+        Ok(Text { raw, decoded_len: raw.len() - saved })
     }
 
     /// Reads the value that comes next if it is a number that is a whole one in `0..=u64::MAX`, else skips it.
@@ -153,6 +166,38 @@ impl<'a> Cursor<'a> {
         let is_number = self.kind()? == Kind::Number;
         let span = self.span()?;
         Ok(is_number.then(|| whole(&self.text[span])).flatten())
+    }
+
+    /// Passes the array that comes next if it holds whole numbers and nothing else; says how many. Otherwise, and if it is
+    /// empty, the cursor stays where it is.
+    pub(crate) fn whole_numbers(&mut self) -> Option<usize> {
+        self.skip_space();
+        let bytes = self.text.as_bytes();
+        let (mut at, mut count) = (self.at, 0);
+        if self.depth == DEPTH_MAX || *bytes.get(at)? != b'[' {
+            return None;
+        }
+        let space =
+            |at: usize| bytes[at..].iter().take_while(|byte| matches!(byte, b' ' | b'\n' | b'\t' | b'\r')).count();
+        loop {
+            at += 1;
+            at += space(at);
+            let digits = bytes[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+            if digits == 0 || (digits > 1 && bytes[at] == b'0') {
+                return None;
+            }
+            at += digits;
+            at += space(at);
+            count += 1;
+            match bytes.get(at)? {
+                b',' => {}
+                b']' => {
+                    self.at = at + 1;
+                    return Some(count);
+                }
+                _ => return None,
+            }
+        }
     }
 
     /// Skips the value that comes next, checking it.
@@ -282,13 +327,13 @@ impl<'a> Cursor<'a> {
 
     fn skip_scalar(&mut self) -> Result<(), Broken> {
         match self.byte() {
-            Some(b'"') => self.string().map(|_| ()),
-            Some(b't') => self.word("true"),
-            Some(b'f') => self.word("false"),
-            Some(b'n') => self.word("null"),
+            Some(b'"') => self.string_here().map(|_| ()),
+            Some(b't') => self.word(b"true"),
+            Some(b'f') => self.word(b"false"),
+            Some(b'n') => self.word(b"null"),
             Some(b'-' | b'0'..=b'9') => self.number(),
-            Some(b'N') if self.numbers == Numbers::Python => self.word("NaN"),
-            Some(b'I') if self.numbers == Numbers::Python => self.word("Infinity"),
+            Some(b'N') if self.numbers == Numbers::Python => self.word(b"NaN"),
+            Some(b'I') if self.numbers == Numbers::Python => self.word(b"Infinity"),
             _ => Err(self.syntax()),
         }
     }
@@ -297,7 +342,7 @@ impl<'a> Cursor<'a> {
         if self.byte() == Some(b'-') {
             self.at += 1;
             if self.byte() == Some(b'I') && self.numbers == Numbers::Python {
-                return self.word("Infinity");
+                return self.word(b"Infinity");
             }
         }
         match self.byte() {
@@ -333,33 +378,21 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn word(&mut self, word: &str) -> Result<(), Broken> {
-        if !self.text.as_bytes()[self.at..].starts_with(word.as_bytes()) {
+    #[inline]
+    fn word<const LEN: usize>(&mut self, word: &[u8; LEN]) -> Result<(), Broken> {
+        if self.text.as_bytes()[self.at..].first_chunk() != Some(word) {
             return Err(self.syntax());
         }
-        self.at += word.len();
+        self.at += LEN;
         Ok(())
-    }
-
-    /// Passes an escape; returns by how much its text is longer than what it stands for.
-    fn escape(&mut self) -> Result<usize, Broken> {
-        let rest = &self.text.as_bytes()[self.at..];
-        match rest.get(1) {
-            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
-                self.at += 2;
-                Ok(1)
-            }
-            Some(b'u') => {
-                let (character, len) = unicode_escape(rest).ok_or_else(|| self.syntax())?;
-                self.at += len;
-                Ok(len - character.len_utf8())
-            }
-            _ => Err(self.syntax()),
-        }
     }
 
     #[inline]
     fn skip_space(&mut self) {
+        // Most engines and clients write no space at all.
+        if self.byte().is_some_and(|byte| byte > b' ') {
+            return;
+        }
         while let Some(b' ' | b'\n' | b'\t' | b'\r') = self.byte() {
             self.at += 1;
         }
@@ -426,17 +459,28 @@ impl<'a> Text<'a> {
         if !self.has_escapes() {
             return sink(self.raw);
         }
-        let mut rest = self.raw;
-        while let Some(at) = memchr::memchr(b'\\', rest.as_bytes()) {
-            if at > 0 {
-                sink(&rest[..at]);
+        let bytes = self.raw.as_bytes();
+        let mut at = 0;
+        while at < bytes.len() {
+            // Inside a string only backslashes are special.
+            let run = at..next_special(bytes, at);
+            at = run.end;
+            if !run.is_empty() {
+                sink(&self.raw[run]);
             }
-            let (character, len) = escaped(&rest.as_bytes()[at..]);
-            sink(character.encode_utf8(&mut [0; 4]));
-            rest = &rest[at + len..];
-        }
-        if !rest.is_empty() {
-            sink(rest);
+            let Some(backslash) = bytes.get(at..) else { return };
+            match backslash.get(1).and_then(|letter| short_escape(*letter)) {
+                Some(character) => {
+                    sink(character);
+                    at += 2;
+                }
+                None if backslash.is_empty() => {}
+                None => {
+                    let (character, len) = unicode_escape(backslash).expect("the cursor passed this escape");
+                    sink(character.encode_utf8(&mut [0; 4]));
+                    at += len;
+                }
+            }
         }
     }
 
@@ -447,19 +491,43 @@ impl<'a> Text<'a> {
     }
 }
 
-/// What the escape at the start of `bytes` stands for, and its length. It was checked when the string was read.
-fn escaped(bytes: &[u8]) -> (char, usize) {
-    let character = match bytes.get(1) {
-        Some(b'n') => '\n',
-        Some(b't') => '\t',
-        Some(b'r') => '\r',
-        Some(b'b') => '\u{8}',
-        Some(b'f') => '\u{c}',
-        Some(b'u') => return unicode_escape(bytes).expect("the cursor passed this escape"),
-        Some(other) => char::from(*other),
-        None => unreachable!("the cursor passed this escape"),
-    };
-    (character, 2)
+/// Where the string ends whose text begins at `start`: the place of its closing quote, if that is there and what is
+/// before it is sound. Whether it is UTF-8 is not looked at.
+#[inline]
+pub(crate) fn string_end(bytes: &[u8], start: usize) -> Option<usize> {
+    let mut at = next_special(bytes, start);
+    loop {
+        match bytes.get(at)? {
+            b'"' => return Some(at),
+            b'\\' => at = next_special(bytes, at + escape(&bytes[at..])?.0),
+            _ => return None,
+        }
+    }
+}
+
+/// The length of the escape at the start of `bytes`, and by how much it is longer than what it stands for.
+#[inline]
+fn escape(bytes: &[u8]) -> Option<(usize, usize)> {
+    if short_escape(*bytes.get(1)?).is_some() {
+        return Some((2, 1));
+    }
+    unicode_escape(bytes).map(|(character, len)| (len, len - character.len_utf8()))
+}
+
+/// What a backslash and this letter stand for.
+#[inline]
+fn short_escape(letter: u8) -> Option<&'static str> {
+    Some(match letter {
+        b'n' => "\n",
+        b'"' => "\"",
+        b'\\' => "\\",
+        b'/' => "/",
+        b't' => "\t",
+        b'r' => "\r",
+        b'b' => "\u{8}",
+        b'f' => "\u{c}",
+        _ => return None,
+    })
 }
 
 /// The character that `\uXXXX` at the start of `bytes` stands for, alone or with the second half of a surrogate pair.

@@ -112,20 +112,12 @@ impl<'a> Gathered<'a> {
         if cursor.kind()? != Kind::Array {
             return self.prompt(section, cursor);
         }
-        let before = cursor.clone();
-        let mut first = None;
-        // Ids are looked at one by one only to count them; what they are is taken as it stands.
-        let closed = cursor.array(|cursor| {
-            let kind = cursor.kind()?;
-            if *first.get_or_insert(kind) == Kind::Number {
-                return cursor.skip();
-            }
-            self.prompt(section, cursor)
-        })?;
-        if first == Some(Kind::Number) {
-            self.ids(section, before.slice(before.position()..closed.end + 1), closed.members);
+        let start = cursor.position();
+        if let Some(count) = cursor.whole_numbers() {
+            self.ids(section, cursor.slice(start..cursor.position()), count);
+            return Ok(());
         }
-        Ok(())
+        cursor.array(|cursor| self.prompt(section, cursor)).map(|_| ())
     }
 
     /// Media given apart from the text.
@@ -139,8 +131,11 @@ impl<'a> Gathered<'a> {
     fn prompt(&mut self, section: Section, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
         if cursor.kind()? == Kind::Array {
             let start = cursor.position();
-            let closed = cursor.array(|cursor| cursor.skip())?;
-            self.ids(section, cursor.slice(start..closed.end + 1), closed.members);
+            let count = cursor.whole_numbers();
+            if count.is_none() {
+                cursor.skip()?;
+            }
+            self.ids(section, cursor.slice(start..cursor.position()), count.unwrap_or(0));
             return Ok(());
         }
         self.items += 1;

@@ -46,7 +46,13 @@ fn render_part(part: Piece<'_>, writer: &mut Writer<'_>) {
         Piece::Digest(digest) => writer.put(&format!("#{digest:016x}")),
         Piece::TokenIds(array) => {
             let ids = array.trim_matches(['[', ']', ' ', '\n', '\r', '\t']);
-            // Each id with its comma: ids that follow must not change what was written.
+            // Every id with its comma: ids that follow must not change what was written.
+            let has_space = ids.bytes().fold(false, |any, byte| any | (byte <= b' '));
+            if !has_space && !ids.is_empty() {
+                writer.put(ids);
+                writer.put(",");
+                return;
+            }
             for id in ids.split(',').filter(|_| !ids.is_empty()) {
                 writer.put(id.trim_ascii());
                 writer.put(",");

@@ -8,7 +8,10 @@ use crate::{
     usage::Tally,
 };
 
-use super::Terminal;
+use super::{
+    Terminal,
+    template::{Fill, Holes},
+};
 
 /// What was read.
 #[derive(Debug, Default)]
@@ -27,6 +30,10 @@ pub(super) struct Facts<'a> {
     pub(super) choices_seen: u64,
     /// One bit for each choice that is finished now.
     pub(super) choices_finished: u64,
+    /// The values that mean nothing, or only that something was generated.
+    pub(super) holes: Holes,
+    /// Whether it carries something generated apart from what is in the holes.
+    pub(super) content_elsewhere: bool,
     choices_empty: bool,
     kind: Option<Text<'a>>,
     index: Option<u64>,
@@ -37,17 +44,21 @@ pub(super) struct Facts<'a> {
 
 impl<'a> Facts<'a> {
     /// Reads the data of an event; `name` is its `event` field.
-    pub(super) fn read(data: &'a str, name: Option<&str>) -> Result<Self, Broken> {
-        let mut facts = Self::default();
+    pub(super) fn read(&mut self, data: &'a str, name: Option<&str>) -> Result<(), Broken> {
         let mut cursor = Cursor::new(data, Numbers::Python);
         match cursor.kind()? {
-            Kind::Object => facts.members(&mut cursor)?,
+            Kind::Object => self.members(&mut cursor)?,
             Kind::Array => cursor.skip()?,
             _ => return Err(Broken::Syntax(cursor.position())),
         }
         cursor.end()?;
-        facts.conclude(name);
-        Ok(facts)
+        self.conclude(name);
+        Ok(())
+    }
+
+    /// Whether nothing is to be learned from it, nor from another one that differs in its holes only.
+    pub(super) fn is_plain(&self) -> bool {
+        self.tally.is_none() && self.finish_reason.is_none() && self.terminal.is_none()
     }
 
     /// Whether it is the chunk that OpenAI's `include_usage` adds.
@@ -73,7 +84,9 @@ impl<'a> Facts<'a> {
             }
             "object" => self.failed |= cursor.string_or_skip()?.is_some_and(|object| object.raw() == "error"),
             "index" => self.index = cursor.count_or_skip()?,
-            "text" | "output_ids" => self.content |= holds_something(cursor)?,
+            "text" | "output_ids" => self.content_elsewhere |= holds_something(cursor)?,
+            "sequence_number" | "created" => self.number(cursor)?,
+            "obfuscation" => self.words(cursor, Fill::String)?,
             "meta_info" => self.meta_info(cursor)?,
             _ => cursor.skip()?,
         }
@@ -101,7 +114,7 @@ impl<'a> Facts<'a> {
                 "delta" if cursor.kind()? == Kind::Object => {
                     cursor.object(|cursor, name| self.generated(cursor, name))?;
                 }
-                "text" => self.content |= holds_something(cursor)?,
+                "text" => self.words(cursor, Fill::Generated)?,
                 "finish_reason" => finish_reason = cursor.string_or_skip()?,
                 _ => cursor.skip()?,
             }
@@ -114,8 +127,9 @@ impl<'a> Facts<'a> {
     /// A member of a chat choice's `delta`.
     fn generated(&mut self, cursor: &mut Cursor<'a>, name: Text<'a>) -> Result<(), Broken> {
         match name.raw() {
-            "content" | "reasoning_content" | "reasoning" | "tool_calls" | "function_call" | "refusal" | "audio" => {
-                self.content |= holds_something(cursor)?;
+            "content" | "reasoning_content" | "reasoning" | "refusal" => self.words(cursor, Fill::Generated),
+            "tool_calls" | "function_call" | "audio" => {
+                self.content_elsewhere |= holds_something(cursor)?;
                 Ok(())
             }
             _ => cursor.skip(),
@@ -138,18 +152,39 @@ impl<'a> Facts<'a> {
         self.tally.get_or_insert_default().read(cursor)
     }
 
-    /// Anthropic's `content_block_delta` and `message_delta`; in Responses a string.
+    /// Anthropic's `content_block_delta` and `message_delta`; in Responses a string. That either carries something
+    /// generated follows from the event's type.
     fn delta(&mut self, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
         if cursor.kind()? != Kind::Object {
-            return cursor.skip();
+            return self.words(cursor, Fill::String);
         }
         cursor.object(|cursor, name| {
             match name.raw() {
                 "stop_reason" => self.outcome = cursor.string_or_skip()?,
+                "text" | "thinking" | "partial_json" => self.words(cursor, Fill::String)?,
                 _ => cursor.skip()?,
             }
             Ok::<(), Broken>(())
         })?;
+        Ok(())
+    }
+
+    /// A string that makes a hole; any other value is skipped.
+    fn words(&mut self, cursor: &mut Cursor<'a>, fill: Fill) -> Result<(), Broken> {
+        if let Some(text) = cursor.string_or_skip()? {
+            let end = cursor.position() - 1;
+            self.holes.add(end - text.raw().len()..end, fill);
+            self.content |= fill == Fill::Generated && !text.is_empty();
+        }
+        Ok(())
+    }
+
+    /// A whole number that makes a hole; any other value is skipped.
+    fn number(&mut self, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
+        let span = cursor.span()?;
+        if cursor.slice(span.clone()).bytes().all(|byte| byte.is_ascii_digit()) {
+            self.holes.add(span, Fill::Digits);
+        }
         Ok(())
     }
 
@@ -198,13 +233,14 @@ impl<'a> Facts<'a> {
             }
             Some("response.failed" | "response.cancelled" | "error") => self.failed = true,
             Some("message_delta") => self.finish_reason = self.outcome,
-            Some("content_block_delta") => self.content = true,
-            Some(kind) => self.content |= kind.ends_with(".delta"),
+            Some("content_block_delta") => self.content_elsewhere = true,
+            Some(kind) => self.content_elsewhere |= kind.ends_with(".delta"),
             // Only SGLang's stream has neither types nor choices.
             None if self.choices_seen == 0 && self.outcome.is_some() => self.choice_finished(self.index, self.outcome),
-            None if self.choices_seen == 0 && self.content => self.choice_finished(self.index, None),
+            None if self.choices_seen == 0 && self.content_elsewhere => self.choice_finished(self.index, None),
             None => {}
         }
+        self.content |= self.content_elsewhere;
         if self.failed || name == Some("error") {
             self.terminal = Some(Terminal::Failed);
         }

@@ -63,6 +63,11 @@ impl Frame {
         self.name.clone().map(|name| &text[name])
     }
 
+    /// Where its data begin, if they are on one line.
+    pub(super) fn single_data_start(&self) -> Option<usize> {
+        self.data.as_ref().filter(|_| self.more.is_empty()).map(|data| data.start)
+    }
+
     /// The event's data, its lines joined, if it has any.
     pub(super) fn data<'a>(&self, text: &'a str) -> Option<Cow<'a, str>> {
         let mut data = Cow::Borrowed(&text[self.data.clone()?]);

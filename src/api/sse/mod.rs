@@ -10,6 +10,7 @@
 
 mod event;
 mod frame;
+mod template;
 
 use std::ops::Range;
 
@@ -17,6 +18,7 @@ use crate::{Endpoint, Usage, json::Text, usage::Tally};
 
 use event::Facts;
 use frame::Frame;
+use template::Template;
 
 /// How many bytes of an unfinished event are held; more is garbage.
 pub const EVENT_BYTES_MAX: usize = 1 << 20;
@@ -44,6 +46,7 @@ pub struct Scanner {
     response_id: Option<String>,
     finish_reason: Option<String>,
     choices: Choices,
+    template: Template,
     poison: Option<Garbage>,
 }
 
@@ -112,6 +115,7 @@ impl Scanner {
             response_id: None,
             finish_reason: None,
             choices: Choices::default(),
+            template: Template::default(),
             poison: None,
         }
     }
@@ -219,7 +223,11 @@ impl Scanner {
 
     /// A partial event must be able to become one.
     fn check_held(&mut self, scanned: &Scanned) -> Result<(), Garbage> {
-        self.vetted &= scanned.complete == 0 && !self.held.is_empty();
+        if self.held.is_empty() {
+            self.vetted = false;
+            return Ok(());
+        }
+        self.vetted &= scanned.complete == 0;
         if self.held.len() > self.held_max {
             return Err(Garbage::TooLong);
         }
@@ -232,32 +240,51 @@ impl Scanner {
 
     /// Reads the whole events at the start of `bytes`, adding to `scanned`.
     fn scan(&mut self, bytes: &[u8], scanned: &mut Scanned) -> Result<(), Garbage> {
-        while let Some(frame) = Frame::next(&bytes[scanned.complete..])? {
-            let end = scanned.complete + frame.len;
+        while scanned.complete < bytes.len() {
+            let rest = &bytes[scanned.complete..];
+            if let Some(fit) = self.template.fit(rest) {
+                scanned.content |= fit.content;
+                self.count(fit.len, scanned);
+                continue;
+            }
+            let Some(frame) = Frame::next(rest)? else {
+                return Ok(());
+            };
             // All of it: a client decodes names and comments too.
-            let text = str::from_utf8(&bytes[scanned.complete..end]).map_err(|_| Garbage::NotUtf8)?;
-            self.take(&frame, text, scanned)?;
-            scanned.complete = end;
+            let text = str::from_utf8(&rest[..frame.len]).map_err(|_| Garbage::NotUtf8)?;
+            match frame.data(text) {
+                Some(data) => {
+                    self.take(&frame, text, &data, scanned)?;
+                    self.count(frame.len, scanned);
+                }
+                None => scanned.complete += frame.len,
+            }
         }
         Ok(())
     }
 
-    fn take(&mut self, frame: &Frame, text: &str, scanned: &mut Scanned) -> Result<(), Garbage> {
-        let Some(data) = frame.data(text) else {
-            return Ok(());
-        };
-        if data.starts_with("[DONE]") {
-            self.settle(Terminal::Done);
-        } else {
-            let facts = Facts::read(&data, frame.name(text)).map_err(|_| Garbage::NotJson)?;
-            scanned.content |= facts.content;
-            if facts.is_usage_only() && scanned.usage_only.is_none() {
-                scanned.usage_only = Some(scanned.complete..scanned.complete + frame.len);
-            }
-            self.learn(&facts);
-        }
+    fn count(&mut self, len: usize, scanned: &mut Scanned) {
+        scanned.complete += len;
         scanned.events += 1;
         self.events += 1;
+    }
+
+    /// Reads an event that has data; `text` is the whole of it.
+    fn take(&mut self, frame: &Frame, text: &str, data: &str, scanned: &mut Scanned) -> Result<(), Garbage> {
+        if data.starts_with("[DONE]") {
+            self.settle(Terminal::Done);
+            return Ok(());
+        }
+        let mut facts = Facts::default();
+        facts.read(data, frame.name(text)).map_err(|_| Garbage::NotJson)?;
+        scanned.content |= facts.content;
+        if facts.is_usage_only() && scanned.usage_only.is_none() {
+            scanned.usage_only = Some(scanned.complete..scanned.complete + frame.len);
+        }
+        self.learn(&facts);
+        if let Some(data_start) = frame.single_data_start().filter(|_| facts.is_plain()) {
+            self.template.learn(text.as_bytes(), data_start, &facts);
+        }
         Ok(())
     }
 

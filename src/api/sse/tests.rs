@@ -40,6 +40,17 @@ const GENERATE: &str = concat!(
     "data: [DONE]\n\n",
 );
 
+/// Events that differ in what a template leaves open, and some that nearly do.
+const ALIKE: &str = concat!(
+    "data: {\"id\":\"c\",\"created\":1,\"choices\":[{\"index\":0,\"delta\":{\"content\":\"\"},\"finish_reason\":null}]}\n\n",
+    "data: {\"id\":\"c\",\"created\":12,\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\\\"é\"},\"finish_reason\":null}]}\n\n",
+    "data: {\"id\":\"c\",\"created\":2,\"choices\":[{\"index\":0,\"delta\":{\"content\":\"b\"},\"finish_reason\":\"stop\"}]}\n\n",
+    "data: {\"id\":\"c\",\"created\":2,\"choices\":[{\"index\":1,\"delta\":{\"content\":\"b\"},\"finish_reason\":null}]}\n\n",
+    "event: x.delta\ndata: {\"sequence_number\":7,\"delta\":\"\",\"obfuscation\":\"zz\"}\n\n",
+    "event: x.delta\ndata: {\"sequence_number\":18,\"delta\":\"y\\u00e9\",\"obfuscation\":\"\"}\n\n",
+    "event: x.delta\ndata: {\"sequence_number\":19,\"delta\":\"y\",\"obfuscation\":\"q\"}\n\n",
+);
+
 /// What is known once a stream is over.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
@@ -56,7 +67,17 @@ struct Seen {
 }
 
 /// Scans `stream` in pieces of the lengths that `next_len` gives.
-fn scan(endpoint: Endpoint, stream: &[u8], mut next_len: impl FnMut() -> usize) -> Seen {
+fn scan(endpoint: Endpoint, stream: &[u8], next_len: impl FnMut() -> usize) -> Seen {
+    scan_with(endpoint, stream, next_len, |_| {})
+}
+
+/// The same; `meddle` gets at the scanner before each piece.
+fn scan_with(
+    endpoint: Endpoint,
+    stream: &[u8],
+    mut next_len: impl FnMut() -> usize,
+    meddle: impl Fn(&mut Scanner),
+) -> Seen {
     let mut scanner = Scanner::new(endpoint);
     let (mut complete, mut content, mut events, mut garbage) = (0, false, 0, None);
     let mut usage_only = Vec::new();
@@ -70,6 +91,7 @@ fn scan(endpoint: Endpoint, stream: &[u8], mut next_len: impl FnMut() -> usize) 
     };
     while !rest.is_empty() && garbage.is_none() {
         let (chunk, tail) = rest.split_at(next_len().clamp(1, rest.len()));
+        meddle(&mut scanner);
         garbage = scanner.push(chunk).map_or_else(Some, &mut note);
         rest = tail;
     }
@@ -311,20 +333,79 @@ fn any_chunking_gives_the_same_result() {
 #[test]
 fn mutated_streams_never_panic_and_chunking_does_not_matter() {
     let mut dice = Dice(11);
-    testing::mutations(&[CHAT, COMPLETION, MESSAGES, RESPONSES, GENERATE], 20_000, |input| {
+    testing::mutations(&[CHAT, COMPLETION, MESSAGES, RESPONSES, GENERATE, ALIKE, ALIKE], 20_000, |input| {
         let expected = scan(Endpoint::Messages, input, || usize::MAX);
         let longest = 1 + dice.below(300);
-        let mut seen = scan(Endpoint::Messages, input, || 1 + dice.below(longest));
-        assert!(expected.complete <= input.len());
-        // Which of two wrongs is noticed first depends on where the pieces end; that there is one does not.
-        assert_eq!(seen.garbage.is_some(), expected.garbage.is_some(), "{}", input.escape_ascii());
-        if seen.garbage.is_some() {
-            (seen.garbage, seen.finished) = (expected.garbage, expected.finished);
+        let pieces = scan(Endpoint::Messages, input, || 1 + dice.below(longest));
+        let no_template = scan_with(
+            Endpoint::Messages,
+            input,
+            || 1 + dice.below(longest),
+            |scanner| scanner.template = Template::default(),
+        );
+        for mut seen in [pieces, no_template] {
+            assert_eq!(seen.garbage.is_some(), expected.garbage.is_some(), "{}", input.escape_ascii());
+            if seen.garbage.is_some() {
+                // Which of two wrongs is noticed first depends on where the pieces end; that there is one does not.
+                (seen.garbage, seen.finished) = (expected.garbage, expected.finished);
+            }
+            assert_eq!(seen, expected, "{}", input.escape_ascii());
         }
-        assert_eq!(seen, expected, "{}", input.escape_ascii());
         // What is let through is what a client's parser takes.
+        assert!(expected.complete <= input.len());
         assert!(reads_like_a_client(&input[..expected.complete]), "{}", input.escape_ascii());
     });
+}
+
+#[test]
+fn events_like_the_one_before_are_compared_with_it() {
+    let mut scanner = Scanner::new(Endpoint::ChatCompletions);
+    let event = |created: &str, content: &str| {
+        format!(
+            "data: {{\"id\":\"c\",\"created\":{created},\"choices\":[{{\"index\":0,\"delta\":{{\"content\":{content}}}}}]}}\n\n"
+        )
+    };
+    scanner.push(event("1", "\"\"").as_bytes()).expect("an event");
+    let check = |created: &str, content: &str, expected: Option<bool>| {
+        let event = event(created, content);
+        let fit = scanner.template.fit(event.as_bytes());
+        assert_eq!(fit.map(|fit| (fit.len, fit.content)), expected.map(|content| (event.len(), content)), "{event}");
+    };
+    check("17", "\"a\\n\\u00e9é\"", Some(true));
+    check("0", "\"\"", Some(false));
+    check("017", "\"a\"", None);
+    check("1.7", "\"a\"", None);
+    check("", "\"a\"", None);
+    check("-1", "\"a\"", None);
+    check("1", "null", None);
+    check("1", "\"a\\x\"", None);
+    check("1", "\"a\tb\"", None);
+    check("1", "\"a\"}},{{\"x\":{{\"y\":\"b\"", None);
+    assert_eq!(scanner.template.fit(&event("1", "\"a\"").as_bytes()[..60]), None);
+    assert_eq!(
+        scanner.template.fit(&event("1", "\"a\"").replace("\"a", "\"\u{7f}").into_bytes()).map(|fit| fit.content),
+        Some(true)
+    );
+    let mut broken = event("1", "\"ab\"").into_bytes();
+    let at = broken.iter().position(|byte| *byte == b'b').expect("there");
+    broken[at] = 0xff;
+    assert_eq!(scanner.template.fit(&broken), None);
+}
+
+/// The relay's promise of a cheap event.
+#[test]
+fn whole_events_cost_no_allocation() {
+    let mut scanner = Scanner::new(Endpoint::ChatCompletions);
+    let mut push = |stream: &str| {
+        let allocations = allocation_counter::measure(|| drop(scanner.push(stream.as_bytes())));
+        allocations.count_total
+    };
+    push(CHAT);
+    push(ALIKE);
+    assert_eq!([push(ALIKE), push(COMPLETION), push(GENERATE)].map(|count| count <= 8), [true; 3]);
+    let plain = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}],\"usage\":{\"prompt_tokens\":1}}\n\n"
+        .repeat(100);
+    assert_eq!(push(&plain), 0);
 }
 
 /// Every event of `stream` has data that Python's `json.loads` takes, or the mark of the end, or none.
