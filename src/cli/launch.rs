@@ -38,8 +38,3 @@ pub(super) async fn serve(
     let node = Node::build(config, inputs, Vec::new()).await.map_err(|error| Failure::Launch(error.into()))?;
     node.run(on_ready).await.map_err(|error| Failure::Launch(error.into()))
 }
-
-/// Logging for commands that run something without a configuration of their own.
-pub(super) fn plain_telemetry() -> Result<(), Failure> {
-    Ok(())
-}
