@@ -90,19 +90,20 @@ impl Bench {
             "p50 ms",
             "last ms",
             "descriptors left",
+            "tasks left",
             "gauges left",
         ]);
         for contender in self.proxies() {
             let engine = self.programs.engine(ENDLESS)?;
             let Some(proxy) = self.start(contender, &engine)? else { continue };
-            let before = proxy.usage().descriptors;
+            let before = Left::of(&proxy)?;
             let mut holders = Holders::start(&proxy, streams, Reading::Steady)?;
             holders.wait_until_open()?;
             let dropped_at = unix_ms();
             holders.end()?;
             let mut late = wait_for_aborts(&engine, streams, dropped_at)?;
             late.sort_unstable();
-            let left = settle(&proxy, before)?;
+            let left = settle(&proxy, &before)?;
             let last = percentile(&late, 1.0) as f64 / 1000.0;
             table.row([
                 contender.to_string(),
@@ -112,6 +113,7 @@ impl Bench {
                 figure(Some(percentile(&late, 0.5) as f64 / 1000.0)),
                 figure(Some(last)),
                 left.descriptors.to_string(),
+                left.tasks.to_string(),
                 if left.gauges.is_empty() { "none".to_owned() } else { left.gauges.join(" ") },
             ]);
             if contender == Contender::Smg {
@@ -120,6 +122,7 @@ impl Bench {
                 let missing = streams.saturating_sub(late.len() as u64);
                 self.verdicts.judge("dropped streams not aborted", Some(missing as f64), AtMost, 0.0, "");
                 self.verdicts.judge("last abort after the drop", Some(last), AtMost, bound, "ms");
+                self.verdicts.judge("tasks left after a storm", Some(left.tasks as f64), AtMost, 0.0, "");
                 self.verdicts.judge("gauges not back to zero", Some(left.gauges.len() as f64), AtMost, 0.0, "");
             }
         }
@@ -237,38 +240,57 @@ fn wait_for_aborts(engine: &Server, streams: u64, dropped_at_ms: f64) -> Result<
     }
 }
 
-/// What a gateway still holds after its clients have gone.
+/// What a proxy holds.
 struct Left {
     descriptors: u64,
+    /// Tasks of its runtime; only smg tells.
+    tasks: u64,
+    /// Gauges of things that are going on.
     gauges: Vec<String>,
 }
 
-/// Waits until nothing is left, or tells what is.
-fn settle(proxy: &Server, descriptors_before: u64) -> Result<Left, Failure> {
-    let deadline = Instant::now() + SETTLED_WITHIN;
-    loop {
-        // Kept connections to the engine are no leak, but none of a dropped stream can be kept.
-        let descriptors = proxy.usage().descriptors.saturating_sub(descriptors_before);
-        let gauges = proxy.metrics.map_or(Ok(Vec::new()), gauges_above_zero)?;
-        if (descriptors == 0 && gauges.is_empty()) || Instant::now() > deadline {
-            return Ok(Left { descriptors, gauges });
-        }
-        std::thread::park_timeout(Duration::from_millis(50));
+impl Left {
+    fn of(proxy: &Server) -> Result<Left, Failure> {
+        let metrics = match proxy.metrics {
+            Some(metrics) => control::call(metrics, "GET", "/metrics", "")?.1,
+            None => String::new(),
+        };
+        let samples = metrics.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
+        let samples: Vec<(&str, f64)> =
+            samples.map(|(name, value)| (name, value.parse().unwrap_or_default())).collect();
+        let tasks = samples.iter().filter(|(name, _)| *name == "smg_tokio_alive_tasks").map(|(_, value)| *value as u64);
+        let left = samples.iter().filter(|(name, value)| *value > 0.0 && is_going_on(name));
+        Ok(Left {
+            descriptors: proxy.usage().descriptors,
+            tasks: tasks.sum(),
+            gauges: left.map(|(name, value)| format!("{name}={value}")).collect(),
+        })
     }
 }
 
-/// Gauges of things that are going on, and should not be.
-fn gauges_above_zero(metrics: std::net::SocketAddr) -> Result<Vec<String>, Failure> {
-    let (_, text) = control::call(metrics, "GET", "/metrics", "")?;
-    let going_on =
-        ["in_flight", "requests_active", "connections_active", "streams_active", "pending_tokens", "decoding"];
-    let samples = text.lines().filter(|line| !line.starts_with('#'));
-    let samples = samples.filter_map(|line| line.rsplit_once(' '));
-    let left = samples.filter(|(name, value)| {
-        let name = name.split('{').next().unwrap_or(name);
-        going_on.iter().any(|end| name.ends_with(end)) && value.parse::<f64>().is_ok_and(|value| value > 0.0)
-    });
-    Ok(left.map(|(name, value)| format!("{name}={value}")).collect())
+fn is_going_on(sample: &str) -> bool {
+    let name = sample.split('{').next().unwrap_or(sample);
+    let ends =
+        ["in_flight", "requests_active", "connections_active", "streams_open", "pending_tokens", "routing_keys_active"];
+    ends.iter().any(|end| name.ends_with(end))
+}
+
+/// Waits until a proxy holds no more than before, or tells what it holds beyond that.
+fn settle(proxy: &Server, before: &Left) -> Result<Left, Failure> {
+    let deadline = Instant::now() + SETTLED_WITHIN;
+    loop {
+        let now = Left::of(proxy)?;
+        // A connection to the engine that is kept is no leak, but none of a dropped stream can be kept.
+        let left = Left {
+            descriptors: now.descriptors.saturating_sub(before.descriptors),
+            tasks: now.tasks.saturating_sub(before.tasks),
+            gauges: now.gauges,
+        };
+        if (left.descriptors == 0 && left.tasks == 0 && left.gauges.is_empty()) || Instant::now() > deadline {
+            return Ok(left);
+        }
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
 }
 
 fn unix_ms() -> f64 {
