@@ -74,7 +74,7 @@ pub(super) fn cell(value: &Value) -> String {
             pairs.collect::<Vec<_>>().join(" ")
         }
         Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
-            Some(number) => format!("{number:.4}"),
+            Some(number) => format!("{number:.4}").trim_end_matches('0').trim_end_matches('.').to_owned(),
             None => number.to_string(),
         },
         Value::Bool(_) => value.to_string(),
@@ -187,7 +187,7 @@ attempts 1:
     chosen: b
     workers:
       worker  in_flight  seconds.prefill  seconds.queue
-      a       3          0.2500           1.0000
+      a       3          0.25             1
       b       0          -                -
   worker: b
 ";
@@ -197,7 +197,7 @@ attempts 1:
     #[test]
     fn any_json_reads() {
         let value = json!({"chosen": "w", "why": {"x": 0.5}, "list": [{"a": 1}, {"a": 2, "b": null}], "none": []});
-        let expected = "chosen: w\nlist:\n  a\n  1\n  2\nnone: -\nwhy:\n  x: 0.5000\n";
+        let expected = "chosen: w\nlist:\n  a\n  1\n  2\nnone: -\nwhy:\n  x: 0.5\n";
         assert_eq!(readable(&value), expected);
     }
 }
