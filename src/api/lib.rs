@@ -25,4 +25,4 @@ pub mod sse;
 mod testing;
 
 pub use endpoint::{Endpoint, Family};
-pub use usage::{Usage, response_id_of, usage_of};
+pub use usage::{Usage, is_json, response_id_of, usage_of};

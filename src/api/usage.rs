@@ -65,6 +65,15 @@ pub fn response_id_of(json: &[u8]) -> Option<String> {
     id.filter(|id| !id.is_empty()).map(|id| id.decode().into_owned())
 }
 
+/// Whether a whole answer is JSON as clients read it: `NaN` and the infinities, which Python's engines write, included.
+pub fn is_json(body: &[u8]) -> bool {
+    let Ok(text) = str::from_utf8(body) else {
+        return false;
+    };
+    let mut cursor = Cursor::new(text, Numbers::Python);
+    cursor.skip().and_then(|()| cursor.end()).is_ok()
+}
+
 /// What was read so far of the counts, under whatever names they came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -259,6 +268,17 @@ mod tests {
     }
 
     #[test]
+    fn what_clients_can_read_is_json() {
+        let check = |body: &[u8], expected: bool| assert_eq!(is_json(body), expected, "{}", body.escape_ascii());
+        check(b" {\"embedding\":[0.1,NaN,-Infinity]} ", true);
+        check(b"\"text\"", true);
+        check(b"{\"a\":1}{", false);
+        check(b"{\"a\":\"\xff\"}", false);
+        check(b"<html>", false);
+        check(b"", false);
+    }
+
+    #[test]
     fn ids_are_found() {
         let check = |body: &str, expected: Option<&str>| {
             assert_eq!(response_id_of(body.as_bytes()).as_deref(), expected, "{body}");
@@ -281,9 +301,7 @@ mod tests {
         ];
         testing::mutations(&corpus, 20_000, |input| {
             for endpoint in [Endpoint::ChatCompletions, Endpoint::CountTokens] {
-                let mut cursor = Cursor::new(str::from_utf8(input).unwrap_or(""), Numbers::Python);
-                let is_json = cursor.skip().and_then(|()| cursor.end()).is_ok();
-                assert!(is_json || usage_of(endpoint, input).is_none(), "{}", String::from_utf8_lossy(input));
+                assert!(is_json(input) || usage_of(endpoint, input).is_none(), "{}", String::from_utf8_lossy(input));
             }
             response_id_of(input);
         });

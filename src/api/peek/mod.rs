@@ -85,7 +85,8 @@ pub fn peek<'a>(endpoint: Endpoint, body: &'a [u8], text: Option<&mut dyn FnMut(
     if !matches!(cursor.kind(), Ok(Kind::Object)) {
         return Err(PeekError::new("the body is not a JSON object"));
     }
-    let mut reader = Reader { endpoint, seen: 0, peek: Peek::default(), gathered: Gathered::default() };
+    let (peek, gathered) = (Peek::default(), Gathered::default());
+    let mut reader = Reader { endpoint, seen: [""; NAMES_MAX], names: 0, peek, gathered };
     let closed = cursor.object(|cursor, name| reader.member(cursor, name))?;
     cursor.end()?;
     let Reader { mut peek, gathered, .. } = reader;
@@ -100,10 +101,14 @@ pub fn peek<'a>(endpoint: Endpoint, body: &'a [u8], text: Option<&mut dyn FnMut(
     Ok(peek)
 }
 
+/// No endpoint reads more fields than this.
+const NAMES_MAX: usize = 24;
+
 struct Reader<'a> {
     endpoint: Endpoint,
-    /// One bit for each [`Known`].
-    seen: u32,
+    /// The names of the fields read so far, the first `names` of these.
+    seen: [&'static str; NAMES_MAX],
+    names: usize,
     peek: Peek<'a>,
     gathered: Gathered<'a>,
 }
@@ -256,11 +261,7 @@ impl<'a> Reader<'a> {
             cursor.skip()?;
             return Ok(());
         };
-        let bit = 1 << key as u32;
-        if self.seen & bit != 0 {
-            return Err(PeekError::at(param, format!("'{param}', or another name of it, is given twice")));
-        }
-        self.seen |= bit;
+        self.see(param)?;
         if cursor.kind()? == Kind::Null && key != Known::StreamOptions {
             cursor.skip()?;
             return Ok(());
@@ -269,7 +270,7 @@ impl<'a> Reader<'a> {
             Known::Model => self.peek.model = Some(model(cursor)?),
             Known::Stream => self.peek.stream = boolean(cursor, param)?,
             Known::StreamOptions => self.stream_options(cursor)?,
-            Known::MaxTokens if self.seen & 1 << Known::MaxCompletionTokens as u32 != 0 => drop(count(cursor, param)?),
+            Known::MaxTokens if self.seen.contains(&"max_completion_tokens") => drop(count(cursor, param)?),
             Known::MaxTokens | Known::MaxCompletionTokens => self.peek.max_tokens = count(cursor, param)?,
             Known::SamplingParams => self.sampling_params(cursor)?,
             Known::N => self.peek.n = count(cursor, param)?,
@@ -280,6 +281,16 @@ impl<'a> Reader<'a> {
             Known::Metadata => self.peek.metadata_user_id = metadata_user_id(cursor)?,
             _ => self.text(key, cursor, param)?,
         }
+        Ok(())
+    }
+
+    /// Refuses a field that was there before.
+    fn see(&mut self, param: &'static str) -> Result<(), PeekError> {
+        if self.seen[..self.names].contains(&param) {
+            return Err(PeekError::at(param, format!("'{param}' is given twice")));
+        }
+        self.seen[self.names] = param;
+        self.names += 1;
         Ok(())
     }
 
