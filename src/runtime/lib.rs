@@ -18,4 +18,4 @@ pub use channel::{Receiver, Sender, channel};
 pub use clock::{SystemClock, entropy};
 pub use error::Error;
 pub use shutdown::{Phase, Shutdown};
-pub use tasks::{Fault, TaskKind, Tasks};
+pub use tasks::{End, Fault, TaskKind, Tasks};

@@ -9,13 +9,13 @@ use crate::{
 };
 
 /// Tells the supervisor how the service does.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Notifier {
     socket: Option<Address>,
     watchdog: Option<Duration>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Address {
     Path(OsString),
     /// A name in Linux's abstract namespace, without the mark `@` in front.
@@ -157,6 +157,8 @@ pub fn inherited_listeners() -> Result<Vec<Inherited>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
     use super::*;
 
     fn notifier(variables: &[(&str, &str)]) -> Notifier {
@@ -220,6 +222,38 @@ mod tests {
             assert!(!notifier.is_supervised());
             notifier.ready().expect("nothing to do");
         }
+    }
+
+    const CHILD: &str = "SMG_TEST_INHERITS";
+
+    /// A supervisor's part is played by this test, that of the service by the same executable, in which only
+    /// [`a_service_that_inherits`] runs. The socket is passed as standard input, since the first descriptor may be
+    /// named by `LISTEN_FDS_FIRST_FD`.
+    #[test]
+    fn sockets_of_the_supervisor_are_adopted() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let served = process::Command::new(env::current_exe().expect("a path"))
+            .args(["--exact", "systemd::tests::a_service_that_inherits", "--nocapture"])
+            .envs([(CHILD, "1"), ("LISTEN_FDS", "1"), ("LISTEN_FDS_FIRST_FD", "0"), ("LISTEN_FDNAMES", "traffic")])
+            .stdin(OwnedFd::from(listener))
+            .output()
+            .expect("the service ran");
+        let said = String::from_utf8_lossy(&served.stdout);
+        assert!(said.contains(&format!("inherited {address} as traffic")), "{said}");
+    }
+
+    #[test]
+    fn a_service_that_inherits() {
+        if env::var_os(CHILD).is_none() {
+            assert!(inherited_listeners().expect("nothing to adopt").is_empty());
+            return;
+        }
+        let [socket] = inherited_listeners().expect("a socket").try_into().expect("one socket");
+        let address = socket.listener.local_addr().expect("an address");
+        println!("inherited {address} as {}", socket.name.expect("a name"));
+        assert_eq!(socket.listener.accept().expect_err("nobody calls").kind(), std::io::ErrorKind::WouldBlock);
+        assert!(inherited_listeners().expect("nothing left").is_empty());
     }
 
     #[tokio::test(start_paused = true)]

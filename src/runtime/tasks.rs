@@ -163,14 +163,19 @@ pub enum End {
     Aborted,
 }
 
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Completed => "ended unexpectedly",
+            Self::Panicked => "panicked",
+            Self::Aborted => "was aborted",
+        })
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.end {
-            End::Completed => "ended unexpectedly",
-            End::Panicked => "panicked",
-            End::Aborted => "was aborted",
-        };
-        write!(f, "task {} ({}) {what}", self.name, self.kind.label())
+        write!(f, "task {} ({}) {}", self.name, self.kind.label(), self.end)
     }
 }
 

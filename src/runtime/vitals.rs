@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use prometheus::{GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge};
 use tokio::{
     runtime::Handle,
     time::{Instant, MissedTickBehavior},
@@ -18,21 +20,19 @@ const BEAT: Duration = Duration::from_millis(100);
 /// Lateness from which a beat counts as a stall.
 const STALL: Duration = Duration::from_millis(100);
 
-/// Measures how late timers fire, until the process stops. Register [`observe`] apart, from within the runtime.
+/// The shortest time over which a share of it says something.
+const SHARE_TIME_MIN: Duration = Duration::from_millis(100);
+
+/// Does what [`observe`] does, then measures how late timers fire until the process stops.
 pub async fn beat(registrar: &Registrar, shutdown: Shutdown) {
-    let help = "How late a timer fires: the time a task that is ready waits for a thread.";
-    let delay = registrar.histogram("smg_tokio_event_loop_delay_seconds", help, SHORT_BUCKETS);
-    let stalls = registrar.counter("smg_tokio_event_loop_stalls_total", "Timers that fired 100 ms late or more.");
+    observe(registrar);
+    let lateness = Lateness::new(registrar);
     let mut ticks = tokio::time::interval(BEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let measure = async {
         loop {
             let due = ticks.tick().await;
-            let late = Instant::now().saturating_duration_since(due);
-            delay.observe(late.as_secs_f64());
-            if late >= STALL {
-                stalls.inc();
-            }
+            lateness.measured(Instant::now().saturating_duration_since(due));
         }
     };
     tokio::select! {
@@ -41,37 +41,79 @@ pub async fn beat(registrar: &Registrar, shutdown: Shutdown) {
     }
 }
 
-/// Shows the gauges of the runtime this is called on: workers, tasks, queue, parks, and the busy share of each worker
-/// since the last reading.
-pub fn observe(registrar: &Registrar) {
-    let runtime = Handle::current();
-    let workers = registrar.gauge("smg_tokio_workers", "Worker threads of the runtime.");
-    let tasks = registrar.gauge("smg_tokio_alive_tasks", "Tasks of the runtime that have not ended.");
-    let depth = registrar.gauge("smg_tokio_global_queue_depth", "Tasks that wait in the runtime's global queue.");
-    let parks = registrar.counter_vec("smg_tokio_worker_parks_total", "Times a worker went to sleep.", &["worker"]);
-    let busy_help = "Share of the time since the last reading that a worker was busy.";
-    let busy = registrar.float_gauge_vec("smg_tokio_worker_busy_ratio", busy_help, &["worker"]);
-    let last = parking_lot::Mutex::new(Reading::take(&runtime));
-    registrar.on_gather(move || {
-        let metrics = runtime.metrics();
-        workers.set(signed(metrics.num_workers()));
-        tasks.set(signed(metrics.num_alive_tasks()));
-        depth.set(signed(metrics.global_queue_depth()));
-        let now = Reading::take(&runtime);
-        let before = std::mem::replace(&mut *last.lock(), now.clone());
-        let elapsed = now.at.saturating_duration_since(before.at).as_secs_f64();
-        for (worker, (now_busy, before_busy)) in now.busy.iter().zip(&before.busy).enumerate() {
-            let label = worker.to_string();
-            catch_up(&parks.with_label_values(&[&label]), metrics.worker_park_count(worker));
-            if elapsed > 0.0 {
-                let share = now_busy.saturating_sub(*before_busy).as_secs_f64() / elapsed;
-                busy.with_label_values(&[&label]).set(share.min(1.0));
-            }
-        }
-    });
+struct Lateness {
+    delay: Histogram,
+    stalls: IntCounter,
 }
 
-#[derive(Clone)]
+impl Lateness {
+    fn new(registrar: &Registrar) -> Self {
+        let help = "How late a timer fires: the time a task that is ready waits for a thread.";
+        let delay = registrar.histogram("smg_tokio_event_loop_delay_seconds", help, SHORT_BUCKETS);
+        let help = "Timers that fired 100 ms late or more.";
+        Self { delay, stalls: registrar.counter("smg_tokio_event_loop_stalls_total", help) }
+    }
+
+    fn measured(&self, late: Duration) {
+        self.delay.observe(late.as_secs_f64());
+        if late >= STALL {
+            self.stalls.inc();
+        }
+    }
+}
+
+/// Shows the gauges of the runtime this is called on: workers, tasks, queue, parks, and the busy share of each worker
+/// since the last reading. Outside a runtime the metrics are registered and stay empty.
+pub fn observe(registrar: &Registrar) {
+    Lateness::new(registrar);
+    let gauges = Gauges::new(registrar);
+    let Ok(runtime) = Handle::try_current() else { return };
+    let last = Mutex::new(Reading::take(&runtime));
+    registrar.on_gather(move || gauges.update(&runtime, &mut last.lock()));
+}
+
+struct Gauges {
+    workers: IntGauge,
+    tasks: IntGauge,
+    depth: IntGauge,
+    parks: IntCounterVec,
+    busy: GaugeVec,
+}
+
+impl Gauges {
+    fn new(registrar: &Registrar) -> Self {
+        let busy = "Share of the time since the last reading that a worker was busy.";
+        let depth = "Tasks that wait in the runtime's global queue.";
+        Self {
+            workers: registrar.gauge("smg_tokio_workers", "Worker threads of the runtime."),
+            tasks: registrar.gauge("smg_tokio_alive_tasks", "Tasks of the runtime that have not ended."),
+            depth: registrar.gauge("smg_tokio_global_queue_depth", depth),
+            parks: registrar.counter_vec("smg_tokio_worker_parks_total", "Times a worker went to sleep.", &["worker"]),
+            busy: registrar.float_gauge_vec("smg_tokio_worker_busy_ratio", busy, &["worker"]),
+        }
+    }
+
+    fn update(&self, runtime: &Handle, last: &mut Reading) {
+        let metrics = runtime.metrics();
+        self.workers.set(signed(metrics.num_workers()));
+        self.tasks.set(signed(metrics.num_alive_tasks()));
+        self.depth.set(signed(metrics.global_queue_depth()));
+        for worker in 0..metrics.num_workers() {
+            catch_up(&self.parks.with_label_values(&[&worker.to_string()]), metrics.worker_park_count(worker));
+        }
+        let now = Reading::take(runtime);
+        let elapsed = now.at.saturating_duration_since(last.at);
+        if elapsed < SHARE_TIME_MIN {
+            return;
+        }
+        for (worker, (busy, before)) in now.busy.iter().zip(&last.busy).enumerate() {
+            let share = busy.saturating_sub(*before).as_secs_f64() / elapsed.as_secs_f64();
+            self.busy.with_label_values(&[&worker.to_string()]).set(share.min(1.0));
+        }
+        *last = now;
+    }
+}
+
 struct Reading {
     at: Instant,
     busy: Vec<Duration>,
@@ -95,10 +137,11 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_runtime_is_shown() {
         let registrar = Registrar::new();
         observe(&registrar);
+        tokio::time::advance(SHARE_TIME_MIN).await;
         let text = registrar.encode();
         assert!(text.contains("smg_tokio_workers 1"), "{text}");
         for name in ["alive_tasks", "global_queue_depth", "worker_parks_total", "worker_busy_ratio"] {
@@ -106,11 +149,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn metrics_can_be_listed_without_a_runtime() {
+        let registrar = Registrar::new();
+        observe(&registrar);
+        assert_eq!(registrar.descriptions().len(), 7);
+    }
+
     #[tokio::test]
     async fn a_blocked_thread_is_a_stall() {
         let registrar = Registrar::new();
         let shutdown = Shutdown::new();
-        let stalls = registrar.counter("smg_tokio_event_loop_stalls_total", "Timers that fired 100 ms late or more.");
+        let stalls = Lateness::new(&registrar).stalls;
         let beating = tokio::spawn({
             let (registrar, shutdown) = (registrar.clone(), shutdown.clone());
             async move { beat(&registrar, shutdown).await }

@@ -32,12 +32,18 @@ pub fn init(config: &Config) -> Result<Telemetry, Error> {
 pub struct Telemetry {
     /// Dropped first: it may still have something to log.
     traces: Option<Traces>,
-    filters: Vec<filter::Handle>,
+    level: LevelHandle,
     sinks: Vec<Sink>,
 }
 
-impl Telemetry {
-    /// Changes the level of logs, in the words of [`Config::level`]. If that fails, it is what it was.
+/// Changes the level of logs while the process runs; clones change the same.
+#[derive(Clone)]
+pub struct LevelHandle {
+    filters: Vec<filter::Handle>,
+}
+
+impl LevelHandle {
+    /// Changes the level, in the words of [`Config::level`]. If that fails, it is what it was.
     pub fn set_level(&self, level: &str) -> Result<(), Error> {
         let directives = filter::directives(level);
         let filters = self.filters.iter().map(|_| filter::parse(&directives)).collect::<Result<Vec<_>, _>>()?;
@@ -45,6 +51,24 @@ impl Telemetry {
             handle.reload(filter)?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for LevelHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LevelHandle")
+    }
+}
+
+impl Telemetry {
+    /// Changes the level of logs, in the words of [`Config::level`]. If that fails, it is what it was.
+    pub fn set_level(&self, level: &str) -> Result<(), Error> {
+        self.level.set_level(level)
+    }
+
+    /// What changes the level from elsewhere, and keeps nothing alive.
+    pub fn handle(&self) -> LevelHandle {
+        self.level.clone()
     }
 
     /// How requests' spans meet those of callers and workers.
@@ -97,7 +121,7 @@ pub(crate) fn build(
 ) -> Result<(Dispatch, Telemetry), Error> {
     let directives = filter::chosen(config, environment);
     let mut layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> = Vec::new();
-    let mut telemetry = Telemetry { traces: None, filters: Vec::new(), sinks: Vec::new() };
+    let mut telemetry = Telemetry { traces: None, level: LevelHandle { filters: Vec::new() }, sinks: Vec::new() };
 
     let mut outputs = vec![(Style::on_stdout(config.format, environment), Sink::new("stdout", stdout)?)];
     if let Some(dir) = &config.log_dir {
@@ -108,7 +132,7 @@ pub(crate) fn build(
     for (style, sink) in outputs {
         let (layer, handle) = filter::filtered(logs::layer(style, sink.clone()), &directives)?;
         layers.push(layer.boxed());
-        telemetry.filters.push(handle);
+        telemetry.level.filters.push(handle);
         telemetry.sinks.push(sink);
     }
     if let Some(endpoint) = &config.otlp_endpoint {

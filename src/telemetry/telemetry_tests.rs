@@ -84,7 +84,7 @@ fn dependencies_speak_from_warnings_on() {
 fn the_level_changes_while_running() {
     let (text, _) = said(&config(), &Environment::default(), |telemetry| {
         debug!("before");
-        telemetry.set_level("debug").expect("a level");
+        telemetry.handle().set_level("debug").expect("a level");
         debug!("during");
         assert!(matches!(telemetry.set_level("loud"), Err(Error::Level { .. })));
         debug!("still");

@@ -35,6 +35,8 @@ const CERTIFICATE: &str = "OTEL_EXPORTER_OTLP_CERTIFICATE";
 /// `tracestate`. With traces off both do nothing, and the caller's headers may pass on as they are.
 #[derive(Clone, Copy, Debug)]
 pub struct TraceHooks {
+    /// Whether traces are on.
+    pub enabled: bool,
     /// Makes the span a child of the one the caller's headers name, if they name one. To be called before the span is
     /// entered or has children.
     pub adopt: fn(&HeaderMap, &Span),
@@ -44,9 +46,9 @@ pub struct TraceHooks {
 
 impl TraceHooks {
     /// The pair that does nothing.
-    pub const OFF: Self = Self { adopt: |_, _| {}, inject: |_, _| {} };
+    pub const OFF: Self = Self { enabled: false, adopt: |_, _| {}, inject: |_, _| {} };
 
-    pub(crate) const ON: Self = Self { adopt, inject };
+    pub(crate) const ON: Self = Self { enabled: true, adopt, inject };
 }
 
 fn adopt(headers: &HeaderMap, span: &Span) {
