@@ -46,3 +46,31 @@ fn failure_of(error: FetchError) -> Failure {
     };
     Failure::new(code, error.to_string()).dispatched(Dispatched::Maybe)
 }
+
+#[cfg(test)]
+mod tests {
+    use smg_fleet::Origin;
+
+    use super::*;
+    use crate::{
+        Config,
+        testing::{self, spec, upstream, worker_of},
+    };
+
+    #[tokio::test]
+    async fn caches_are_flushed_where_engines_can() {
+        let check = async |engine, routes: &[(&str, u16, &str)], expected: Result<(), FailureCode>| {
+            let server = testing::Engine::start(routes).await;
+            let mut spec = spec(&server.server.url());
+            spec.runtime_type = Some(engine);
+            let flushed = flush_cache(&upstream(&Config::default()), &worker_of(spec, Origin::Flag)).await;
+            assert_eq!(flushed.map_err(|failure| failure.code), expected, "{engine} {:?}", server.asked.lock());
+        };
+        check(Engine::Sglang, &[("/flush_cache", 200, "")], Ok(())).await;
+        check(Engine::Sglang, &[("/flush_cache", 400, "busy")], Err(FailureCode::UpstreamStatus)).await;
+        check(Engine::Vllm, &[("/reset_prefix_cache", 200, "")], Ok(())).await;
+        check(Engine::Vllm, &[], Err(FailureCode::Unsupported)).await;
+        check(Engine::Unknown, &[("/flush_cache", 200, "")], Ok(())).await;
+        check(Engine::Ollama, &[("/flush_cache", 200, "")], Err(FailureCode::Unsupported)).await;
+    }
+}

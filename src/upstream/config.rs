@@ -15,10 +15,8 @@ pub struct Config {
     pub pool_idle_timeout: Duration,
     /// How many unused connections are kept for each worker.
     pub pool_idle_per_worker: usize,
-    /// The largest head of a response, status line and headers together.
+    /// The largest head of a response, status line and headers together; it has at most a hundred headers.
     pub response_head_bytes_max: usize,
-    /// The most headers in a response.
-    pub response_headers_max: usize,
     /// Whether HTTP/2 is offered to workers reached over TLS.
     pub http2: bool,
     /// Identity, and whom to trust.
@@ -36,7 +34,6 @@ impl Default for Config {
             pool_idle_timeout: Duration::from_secs(4),
             pool_idle_per_worker: 256,
             response_head_bytes_max: 64 << 10,
-            response_headers_max: 128,
             http2: true,
             tls: TlsConfig::default(),
             operator_rules: UrlRules::default(),

@@ -91,7 +91,8 @@ impl Upstream {
         let protocols: &[&[u8]] = if config.http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
         let connector = Connector { resolver, tls: Tls::new(&config.tls, protocols)?, timeout: config.connect_timeout };
         let mut http1 = http1::Builder::new();
-        http1.max_header_size(config.response_head_bytes_max).max_headers(config.response_headers_max);
+        // The most headers are left at hyper's hundred: any other number costs it two allocations per response.
+        http1.max_header_size(config.response_head_bytes_max);
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())

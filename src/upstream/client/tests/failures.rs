@@ -94,10 +94,10 @@ async fn a_head_has_a_largest_size_and_a_largest_number_of_headers() {
     let garbage = Err((FailureCode::UpstreamGarbage, Dispatched::Maybe));
     check(1, 60_000, Ok(200)).await;
     check(1, 70_000, garbage).await;
-    check(100, 600, Ok(200)).await;
-    check(100, 700, garbage).await;
-    check(120, 1, Ok(200)).await;
-    check(200, 1, garbage).await;
+    check(90, 700, Ok(200)).await;
+    check(90, 750, garbage).await;
+    check(99, 1, Ok(200)).await;
+    check(100, 1, garbage).await;
     check(1, 3_000_000, garbage).await;
 }
 

@@ -240,6 +240,17 @@ async fn requests_share_one_connection_where_http2_is_spoken() {
     assert_eq!(fail("/reset").await, (FailureCode::UpstreamClosed, Dispatched::Maybe));
     assert_eq!(text(upstream.send(&worker, post("after")).await.unwrap().into_body()).await.unwrap(), "after");
     assert_eq!(server.accepted(), 1, "a stream that fails does not cost the connection");
+
+    // The server says goodbye and drops what it had taken. Until that is known here, a request may still go to the old
+    // connection, but then it was certainly not taken.
+    assert_eq!(fail("/leave").await, (FailureCode::UpstreamClosed, Dispatched::Maybe));
+    loop {
+        match upstream.send(&worker, post("moved")).await {
+            Ok(response) => break assert_eq!(text(response.into_body()).await.unwrap(), "moved"),
+            Err(failure) => assert_eq!(failure.dispatched, Dispatched::No, "{failure}"),
+        }
+    }
+    assert_eq!(server.accepted(), 2);
 }
 
 #[tokio::test]

@@ -201,6 +201,56 @@ async fn many_requests_at_once_share_nothing_but_the_pool() {
     assert_eq!(upstream.metrics().connections_open.get(), 0);
 }
 
+/// Connections are polled with wakers that do nothing before they are polled with the true one. Whatever the timing,
+/// no stream may be left waiting for bytes that are there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_stream_is_forgotten_however_its_pieces_fall() {
+    use smg_base::{Random, SplitMix};
+
+    let server = Server::start(|mut stream, number| async move {
+        let random = SplitMix::new(number as u64);
+        while let Some(request) = read_request(&mut stream).await {
+            let seed = request.len() as u64 ^ random.next_u64();
+            let random = SplitMix::new(seed);
+            write(&mut stream, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
+            for _ in 0..50 {
+                let event = "e".repeat(1 + usize::try_from(random.below(300)).unwrap());
+                let chunk = format!("{:x}\r\n{event}\r\n", event.len());
+                let cut = usize::try_from(random.below(chunk.len() as u64)).unwrap();
+                write(&mut stream, &chunk[..cut]).await;
+                for _ in 0..random.below(4) {
+                    tokio::task::yield_now().await;
+                }
+                write(&mut stream, &chunk[cut..]).await;
+            }
+            write(&mut stream, "0\r\n\r\n").await;
+        }
+    })
+    .await;
+    let upstream = upstream(&Config::default());
+    let worker = worker(&server.url());
+    let readers = (0..32_u64).map(|seed| {
+        let (upstream, worker) = (upstream.clone(), worker.clone());
+        tokio::spawn(async move {
+            let random = SplitMix::new(seed);
+            for _ in 0..20 {
+                let body = vec![b'x'; usize::try_from(random.below(100_000)).unwrap()];
+                let mut body = upstream.send(&worker, post(body)).await.unwrap().into_body();
+                while let Some(frame) = body.frame().await {
+                    frame.unwrap();
+                    for _ in 0..random.below(3) {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+        })
+    });
+    let all = futures_util::future::join_all(readers);
+    let all = tokio::time::timeout(std::time::Duration::from_secs(50), all).await.expect("a stream was forgotten");
+    assert!(all.iter().all(Result::is_ok));
+    assert!(server.accepted() <= 32, "{} connections for 32 readers", server.accepted());
+}
+
 #[tokio::test]
 async fn rules_hold_for_what_a_name_resolves_to_now() {
     use crate::{resolve::Resolver, rules::UrlRules, testing::upstream_with};
