@@ -105,7 +105,7 @@ impl Gateway {
             let removed = if waited < settle {
                 None
             } else if waited >= patience {
-                self.fleet.remove(id)
+                self.fleet.abandon_drain(id)
             } else {
                 self.fleet.finish_drain(id)
             };

@@ -6,7 +6,6 @@ use smg_gateway::{
     AdminAccess, ModelDefaults, ModelSettings, PolicySettings, Replays, RetrySettings, Settings, Timeouts, TraceHooks,
     listener,
 };
-use smg_routing::PolicyConfig;
 
 use crate::config::{Config, sections};
 
@@ -73,7 +72,7 @@ pub(crate) fn gateway_start(config: &Config, trace: TraceHooks) -> smg_gateway::
 }
 
 fn policy_settings(routing: &sections::Routing) -> PolicySettings {
-    PolicySettings { kind: routing.policy, config: PolicyConfig::default() }
+    PolicySettings { kind: routing.policy, config: routing.policy_config() }
 }
 
 fn retry(retries: &sections::Retries) -> RetrySettings {
