@@ -43,8 +43,8 @@ impl FromStr for LogFormat {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// `off`, `error`, `warn`, `info`, `debug` or `trace` for our own crates; or directives as in
-    /// `warn,smg_gateway=debug`. The environment's `SMG_LOG`, which takes the same, comes before it, and before both
-    /// comes nothing but `RUST_LOG`'s absence: that is read if `SMG_LOG` is not set.
+    /// `warn,smg_gateway=debug`. `SMG_LOG`, which takes the same, comes before it, and so does `RUST_LOG`, in which a
+    /// bare level means every crate; of the two, `SMG_LOG` wins.
     pub level: String,
     /// What logs look like.
     pub format: LogFormat,
