@@ -74,9 +74,8 @@ impl Buckets {
         let (least, most) =
             loads.fold((f64::INFINITY, 0.0_f64), |(least, most), load| (least.min(load), most.max(load)));
         if most - least > self.difference_min && most > self.ratio_min * least {
-            let least = pick::least(candidates, random, |_, candidate| {
-                load(candidate.position) / f64::from(candidate.share.max(f32::MIN_POSITIVE))
-            });
+            let least =
+                pick::least(candidates, random, |_, candidate| load(candidate.position) / f64::from(candidate.share));
             return least.because(Reason::Rebalanced);
         }
         let point = self.place(bytes, random) * candidates.shares();

@@ -24,7 +24,7 @@ pub(crate) struct Candidates {
 pub(crate) struct Candidate {
     /// Its place in the pool.
     pub(crate) position: u32,
-    /// Its share of the traffic, relative to the others'.
+    /// Its share of the traffic, relative to the others'; positive.
     pub(crate) share: f32,
 }
 
@@ -64,7 +64,7 @@ impl Candidates {
             these.push(position, worker.share());
         }
         these.counts.considered = these.list.len();
-        if these.list.is_empty() { Err(these.nobody(pool)) } else { Ok(these.normalised()) }
+        if these.list.is_empty() { Err(these.nobody(pool)) } else { Ok(these) }
     }
 
     /// Them, by ascending id.
@@ -100,22 +100,10 @@ impl Candidates {
 
     #[expect(clippy::cast_possible_truncation, reason = "a share needs no more than seven digits")]
     fn push(&mut self, position: u32, share: f64) {
-        let share = if share.is_finite() && share > 0.0 { share as f32 } else { 0.0 };
+        let share = share as f32;
         self.equal &= self.list.first().is_none_or(|first| first.share.to_bits() == share.to_bits());
         self.shares += f64::from(share);
         self.list.push(Candidate { position, share });
-    }
-
-    /// Whose share is zero gets traffic only if nobody's is more.
-    fn normalised(mut self) -> Self {
-        if self.shares <= 0.0 {
-            for candidate in &mut self.list {
-                candidate.share = 1.0;
-            }
-            self.shares = f64::from(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
-            self.equal = true;
-        }
-        self
     }
 
     fn nobody(&self, pool: &Pool) -> NoChoice {

@@ -73,7 +73,7 @@ impl Default for PolicyConfig {
             least_load_default_throughput: 2_000.0,
             mean_prefill_tokens: 1_024.0,
             kv_pressure_seconds: 0.15,
-            decode_seconds: 0.01,
+            decode_seconds: 0.02,
             error_seconds: 2.0,
             default_prefill_tokens_per_second: 8_000.0,
             band_seconds: 0.1,

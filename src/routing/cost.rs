@@ -127,7 +127,7 @@ impl Estimate {
             let rate = if rates[index] > 0.0 { rates[index] } else { unmeasured };
             let terms = self.terms(worker, rate, prompt.uncached_tokens, now);
             let work = terms.queue + terms.prefill + terms.decode;
-            let work = if candidates.are_equal() { work } else { work * mean_share / candidate.share.max(1e-6) };
+            let work = if candidates.are_equal() { work } else { work * mean_share / candidate.share };
             let total = work + terms.kv + terms.error;
             best = best.min(total);
             Cost { terms, total, matched_tokens: prompt.matched_tokens }
@@ -226,15 +226,15 @@ mod tests {
         let _pending = workers.begin(0, 4_000);
         let found = costs(&workers);
         near(found[0].terms.queue, 0.5);
-        near(found[0].terms.decode, 0.01);
-        near(found[0].total, idle + 0.51);
+        near(found[0].terms.decode, 0.02);
+        near(found[0].total, idle + 0.52);
         near(found[1].total, idle);
 
         let engine = EngineLoad { running: 5, waiting: 2, kv_usage: 0.5, generation_tokens_per_second: 0.0, at: at(9) };
         workers.state(1).load.set_engine(engine);
         let found = costs(&workers);
         near(found[1].terms.queue, 2.0 * 1_024.0 / 8_000.0);
-        near(found[1].terms.decode, 0.07);
+        near(found[1].terms.decode, 0.14);
         near(found[1].terms.kv, 0.15);
 
         workers.state(2).load.set_engine(EngineLoad { kv_usage: 1.0, ..engine });

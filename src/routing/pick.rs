@@ -138,16 +138,12 @@ pub(crate) fn below(random: &dyn Random, bound: usize) -> usize {
 /// The index of the candidate in whose stretch of the line of all shares `point` lies.
 pub(crate) fn at_share(candidates: &Candidates, point: f64) -> usize {
     let mut end = 0.0;
-    let mut last = 0;
     for (index, candidate) in candidates.iter().enumerate() {
-        if candidate.share > 0.0 {
-            end += f64::from(candidate.share);
-            last = index;
-            if point < end {
-                return index;
-            }
+        end += f64::from(candidate.share);
+        if point < end {
+            return index;
         }
     }
     // Rounding can leave the point just behind the end.
-    last
+    candidates.len() - 1
 }

@@ -208,7 +208,9 @@ impl Policy {
     fn assign(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) -> Choice {
         let load = |position: u32| &pool.workers[position as usize].state.load;
         let fewest = |count: &dyn Fn(u32) -> u32| {
-            pick::least(candidates, ask.random, |_, candidate| f64::from(count(candidate.position)) / share(candidate))
+            pick::least(candidates, ask.random, |_, candidate| {
+                f64::from(count(candidate.position)) / f64::from(candidate.share)
+            })
         };
         let chosen = match self.config.assignment_mode {
             AssignmentMode::Random => pick::chance(candidates, ask.random),
@@ -259,7 +261,8 @@ impl Policy {
         let in_flight = |position: u32| f64::from(pool.workers[position as usize].state.load.in_flight());
         let total: f64 = candidates.iter().map(|candidate| in_flight(candidate.position)).sum();
         let bound = (total + 1.0) / candidates.shares() * self.config.prefix_hash_load_factor;
-        let fits = candidates.iter().filter(|candidate| in_flight(candidate.position) <= bound * share(*candidate));
+        let fits =
+            candidates.iter().filter(|candidate| in_flight(candidate.position) <= bound * f64::from(candidate.share));
         let first = rendezvous.best(pool, candidates.iter()).unwrap_or_else(|| candidates.at(0));
         match rendezvous.best(pool, fits) {
             Some(next) if next.position != first.position => next.because(Reason::PrefixSpilled),
@@ -317,13 +320,8 @@ fn better_of_two(pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) -> Choice 
         let load = &pool.workers[candidate.position as usize].state.load;
         let requests = load.in_flight().saturating_add(load.foreign_requests());
         let kv_usage = load.engine().map_or(0.0, |engine| f64::from(engine.kv_usage));
-        (f64::from(requests) / share(candidate), kv_usage)
+        (f64::from(requests) / f64::from(candidate.share), kv_usage)
     };
     let better = if load(other) < load(one) { other } else { one };
     better.because(Reason::BetterOfTwo)
-}
-
-/// A share to divide by.
-fn share(candidate: Candidate) -> f64 {
-    f64::from(candidate.share).max(1e-9)
 }
