@@ -7,6 +7,7 @@ use smg_base::Secret;
 use crate::{
     config::{Bench, CacheConfig, Config, Dialect, EventFraming, Speed},
     error::Error,
+    faults::{BadFault, Rule},
     server::MockWorker,
 };
 
@@ -64,6 +65,9 @@ pub struct Args {
     /// How the events of a stream leave.
     #[arg(long, value_enum, default_value_t = EventFraming::Chunk)]
     pub event_framing: EventFraming,
+    /// What goes wrong with every request, such as `rst@event:3`, or a rule as POST /mock/faults takes it; may be repeated.
+    #[arg(long = "fault", value_parser = rule)]
+    pub faults: Vec<Rule>,
     /// Answer with canned bytes, for measuring what is in front.
     #[arg(long)]
     pub bench: bool,
@@ -109,10 +113,18 @@ impl From<Args> for Config {
                 ..Speed::default()
             },
             framing: args.event_framing,
+            faults: args.faults,
             bench: args.bench.then_some(bench),
             ..Self::default()
         }
     }
+}
+
+fn rule(text: &str) -> Result<Rule, String> {
+    if text.starts_with('{') {
+        return serde_json::from_str(text).map_err(|bad| bad.to_string());
+    }
+    text.parse().map(Rule::always).map_err(|bad: BadFault| bad.to_string())
 }
 
 /// Runs a worker until SIGINT or SIGTERM.

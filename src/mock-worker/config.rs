@@ -148,7 +148,8 @@ pub enum EventFraming {
 }
 
 /// Canned answers by size, for measuring what is in front of the worker: nothing is parsed beyond the head and the
-/// `stream` field, nothing is tokenised, and the ledger keeps neither headers nor bodies.
+/// `stream` field, nothing is tokenised, and the ledger keeps neither headers nor bodies. Only POST requests are answered so, and
+/// faults other than at `accept` and `request` do not befall them.
 #[derive(Clone, Debug)]
 pub struct Bench {
     /// Bytes of a plain answer's body.
@@ -178,7 +179,9 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// How long an idle connection stays open.
     pub keep_alive: Duration,
-    /// Entries of the ledger; the oldest finished give way.
+    /// How long a body may pause.
+    pub body_pause: Duration,
+    /// Entries of the ledger; the oldest give way.
     pub ledger_entries_max: usize,
     /// Bytes of each request's body that the ledger keeps.
     pub ledger_body_bytes_max: usize,
@@ -195,6 +198,7 @@ impl Default for Limits {
             head_bytes_max: 64 * 1024,
             body_bytes_max: 256 * 1024 * 1024,
             keep_alive: Duration::from_secs(5),
+            body_pause: Duration::from_secs(60),
             ledger_entries_max: 16_384,
             ledger_body_bytes_max: 4096,
             stored_responses_max: 4096,

@@ -258,8 +258,8 @@ impl Inlet<'_> {
                 return Ok(kept.freeze());
             }
             self.buffer.reserve(64 * 1024);
-            match self.reader.read_buf(&mut self.buffer).await {
-                Ok(bytes) if bytes > 0 => {}
+            match tokio::time::timeout(limits.body_pause, self.reader.read_buf(&mut self.buffer)).await {
+                Ok(Ok(bytes)) if bytes > 0 => {}
                 _ => return Err(Closed::Silently),
             }
         }

@@ -245,3 +245,48 @@ fn take_up_to(left: &mut u64, buffer: &mut BytesMut) -> Option<BytesMut> {
     *left -= bytes as u64;
     Some(buffer.split_to(bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use smg_base::{Random, SplitMix};
+
+    use super::*;
+
+    const REQUEST: &[u8] = b"POST /v1/x?a=b&c=d HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n\
+        5;x=y\r\nhello\r\n6\r\n world\r\n0\r\nTrailer: t\r\n\r\nGET / HTTP/1.1\r\n\r\n";
+
+    /// The head, the body, and how many bytes are left, if the bytes are a whole request.
+    fn read(mut buffer: BytesMut) -> Result<Option<(Head, Vec<u8>, usize)>, BadRequest> {
+        let Some(head) = Head::take(&mut buffer, 1000)? else { return Ok(None) };
+        let (mut reader, mut body) = (BodyReader::new(head.length), Vec::new());
+        while let Some(piece) = reader.take(&mut buffer)? {
+            body.extend_from_slice(&piece);
+        }
+        Ok(reader.is_done().then_some((head, body, buffer.len())))
+    }
+
+    #[test]
+    fn a_request_is_read_whole_or_not_at_all() {
+        let (head, body, left) = read(REQUEST.into()).unwrap().unwrap();
+        assert_eq!((head.method(), head.path(), head.query("c")), ("POST", "/v1/x", Some("d")));
+        assert_eq!((head.field("HOST"), body.as_slice(), left), (Some("h"), b"hello world".as_slice(), 18));
+        for end in 0..REQUEST.len() - 18 {
+            assert!(read(REQUEST[..end].into()).unwrap().is_none(), "{end}");
+        }
+    }
+
+    #[test]
+    fn no_bytes_bring_it_down_and_none_are_made_up() {
+        let random = SplitMix::new(5);
+        for _ in 0..20_000 {
+            let mut bytes = REQUEST.to_vec();
+            for _ in 0..=random.below(4) {
+                let at = usize::try_from(random.below(bytes.len() as u64)).unwrap();
+                bytes[at] = u8::try_from(random.below(256)).unwrap();
+            }
+            if let Ok(Some((_, body, left))) = read(bytes.as_slice().into()) {
+                assert!(body.len() + left < bytes.len());
+            }
+        }
+    }
+}

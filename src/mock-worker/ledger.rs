@@ -155,7 +155,8 @@ impl Ledger {
         self.0.changed.notify_waiters();
     }
 
-    /// Waits until `holds` is true of the entries, for at most `allowed`.
+    /// Waits until `holds` is true of the entries, for at most `allowed`. `holds` must not use the ledger, which is
+    /// locked meanwhile.
     pub async fn wait_for(&self, mut holds: impl FnMut(&[Entry]) -> bool, allowed: Duration) -> Result<(), Waited> {
         let _waiter = Waiter::new(&self.0);
         let watch = async {

@@ -77,7 +77,11 @@ async fn accept(listener: TcpListener, worker: Arc<Worker>) {
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
-            Some(_) = connections.join_next() => {}
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a connection's task failed");
+                }
+            }
         }
     }
 }

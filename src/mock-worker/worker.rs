@@ -73,12 +73,30 @@ impl Worker {
 
     /// An error in the dialect's shape.
     pub(crate) fn error(&self, status: u16, message: &str) -> Plain {
-        self.json(status, &self.error_body(status, message))
+        self.error_as(self.config.dialect, status, message)
     }
 
-    /// The body of an error in the dialect's shape.
-    pub(crate) fn error_body(&self, status: u16, message: &str) -> Value {
-        match self.config.dialect {
+    /// An error in the shape that callers of `path` expect: vLLM and SGLang answer Anthropic's paths in its shape.
+    pub(crate) fn error_on(&self, path: &str, status: u16, message: &str) -> Plain {
+        let is_messages = path.starts_with("/v1/messages");
+        self.error_as(if is_messages { Dialect::Anthropic } else { self.config.dialect }, status, message)
+    }
+
+    /// The event that tells of a failure in the middle of a stream of the OpenAI family.
+    pub(crate) fn error_event(&self, status: u16, message: &str) -> Vec<u8> {
+        let mut body = self.error_body(self.config.dialect, status, message);
+        if body.get("error").is_none() {
+            body = json!({ "error": body });
+        }
+        format!("data: {body}\n\n").into_bytes()
+    }
+
+    fn error_as(&self, dialect: Dialect, status: u16, message: &str) -> Plain {
+        self.json(status, &self.error_body(dialect, status, message))
+    }
+
+    fn error_body(&self, dialect: Dialect, status: u16, message: &str) -> Value {
+        match dialect {
             Dialect::Vllm => json!({"error": {
                 "message": message, "type": python_error(status), "param": null, "code": status,
             }}),

@@ -325,3 +325,31 @@ impl<'de> Deserialize<'de> for Fault {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use smg_base::{Random, SplitMix};
+
+    use super::*;
+
+    #[test]
+    fn what_can_be_read_is_written_so_that_it_reads_the_same() {
+        let text = "delay=20ms@event:*,rst@byte:7,status=503,retry-after=2,length=-3,fragment=1,nodone,header-padding=9,body=x, y";
+        let random = SplitMix::new(9);
+        let mut accepted = 0;
+        for _ in 0..20_000 {
+            let mut bytes = text.as_bytes().to_vec();
+            for _ in 0..random.below(4) {
+                let at = usize::try_from(random.below(bytes.len() as u64)).unwrap();
+                bytes[at] = u8::try_from(32 + random.below(95)).unwrap();
+            }
+            bytes.truncate(usize::try_from(random.below(bytes.len() as u64 + 1)).unwrap());
+            let mutated = String::from_utf8(bytes).unwrap();
+            if let Ok(fault) = mutated.parse::<Fault>() {
+                accepted += 1;
+                assert_eq!(fault.to_string().parse::<Fault>().unwrap().to_string(), fault.to_string(), "{mutated}");
+            }
+        }
+        assert!(accepted > 1000, "{accepted}");
+    }
+}

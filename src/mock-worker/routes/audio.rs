@@ -63,8 +63,7 @@ async fn stream(
     mut generation: Generation,
     reply: &mut Reply<'_, '_>,
 ) -> Result<(), Cut> {
-    let error = worker.error_body(500, "a scripted failure");
-    reply.stream(worker.stream_head(sse::data(&error))).await?;
+    reply.stream(worker.stream_head(worker.error_event(500, "a scripted failure"))).await?;
     generation.start(reply).await?;
     let (id, created) = (worker.fresh_id("trsc-"), unix_now());
     let is_cloud = worker.config.dialect == Dialect::Openai;

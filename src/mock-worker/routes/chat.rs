@@ -73,10 +73,13 @@ impl Chat<'_> {
     }
 
     async fn stream(&self, mut generation: Generation, reply: &mut Reply<'_, '_>) -> Result<(), Cut> {
-        let error = self.worker.error_body(500, "a scripted failure");
-        reply.stream(self.worker.stream_head(sse::data(&error))).await?;
+        let worker = self.worker;
+        reply.stream(worker.stream_head(worker.error_event(500, "a scripted failure"))).await?;
         generation.start(reply).await?;
         let prefix = self.prefix();
+        // Where the usage will come at the end, OpenAI says in every event that it is not there yet.
+        let usage_end = format!("{prefix}],\"usage\":");
+        let prefix = self.with_usage_to_come(prefix);
         for index in 0..generation.answers.len() {
             reply.event(&chunk(&prefix, index, "{\"role\":\"assistant\",\"content\":\"\"}", "null")).await?;
         }
@@ -95,10 +98,15 @@ impl Chat<'_> {
         generation.usage.settle(reply);
         if self.streams_usage {
             let usage = usage_json(generation.usage);
-            reply.event(format!("{prefix}],\"usage\":{usage}}}\n\n").as_bytes()).await?;
+            reply.event(format!("{usage_end}{usage}}}\n\n").as_bytes()).await?;
         }
         reply.terminal(sse::DONE).await?;
         reply.end().await
+    }
+
+    fn with_usage_to_come(&self, prefix: String) -> String {
+        let says_so = self.streams_usage && self.worker.config.dialect == Dialect::Openai;
+        if says_so { prefix.replace(",\"choices\":[", ",\"usage\":null,\"choices\":[") } else { prefix }
     }
 
     /// What all events begin with, up to the list of choices.

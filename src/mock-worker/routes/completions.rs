@@ -82,13 +82,13 @@ async fn stream(frame: &Frame<'_>, asks: Vec<(String, Ask)>, reply: &mut Reply<'
             Err(invalid) if !is_open => return Ok(Err(invalid)),
             Err(Invalid(status, message)) => {
                 // The head has left: what remains is to say it in the stream.
-                reply.event(&sse::data(&frame.worker.error_body(status, &message))).await?;
+                reply.event(&frame.worker.error_event(status, &message)).await?;
                 return reply.end().await.map(Ok);
             }
         };
         if !std::mem::replace(&mut is_open, true) {
-            let error = frame.worker.error_body(500, "a scripted failure");
-            reply.stream(frame.worker.stream_head(sse::data(&error))).await?;
+            let worker = frame.worker;
+            reply.stream(worker.stream_head(worker.error_event(500, "a scripted failure"))).await?;
         }
         one(frame, &mut generation, (first, &echo), reply).await?;
         first += generation.answers.len();

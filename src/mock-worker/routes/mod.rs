@@ -91,7 +91,7 @@ pub(crate) async fn answer(worker: &Worker, request: &Request, reply: &mut Reply
         return prepared.answer(request, reply).await;
     }
     if let Some(status) = reply.fault().status {
-        let mut plain = worker.error(status, "a scripted fault");
+        let mut plain = worker.error_on(path, status, "a scripted fault");
         if let Some(body) = &reply.fault().body {
             plain.body = body.clone().into_bytes();
         }
@@ -102,7 +102,7 @@ pub(crate) async fn answer(worker: &Worker, request: &Request, reply: &mut Reply
         return reply.plain(info::canned(canned)).await;
     }
     if !is_allowed(worker, request) {
-        return reply.plain(worker.error(401, "Unauthorized")).await;
+        return reply.plain(worker.error_on(path, 401, "Unauthorized")).await;
     }
     match table::find(worker.config.dialect, method, path) {
         Found::Route(route, variable) => dispatch(worker, request, (route, variable), reply).await,
@@ -141,7 +141,7 @@ async fn dispatch(
     };
     match answered {
         Ok(()) => Ok(()),
-        Err(Invalid(status, message)) => reply.plain(worker.error(status, &message)).await,
+        Err(Invalid(status, message)) => reply.plain(worker.error_on(request.head.path(), status, &message)).await,
     }
 }
 

@@ -101,6 +101,9 @@ async fn errors_have_the_shape_of_the_api() {
         assert_eq!((answer.status, &answer.json()["error"]["type"]), (status, &json!(kind)), "{answer:?}");
         assert!(answer.field("request-id").is_some());
     }
+    let vllm = of(Dialect::Vllm).await;
+    let answer = post(vllm.address(), MESSAGES, "", &with(user("hi"), &json!({ "model": "none" }))).await;
+    assert_eq!(answer.json()["error"]["type"], "not_found_error");
     let fields = format!("{VERSION}x-mock-fault: error@event:4\r\n");
     let stream = post(worker.address(), MESSAGES, &fields, &with(user("hi"), &json!({ "stream": true }))).await;
     assert!(stream.text().contains("event: error\ndata: "), "{}", stream.text());
