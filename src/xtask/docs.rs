@@ -1,4 +1,4 @@
-//! `cargo xtask docs`: the documents that the program itself writes.
+//! `cargo xtask docs`: the documents that programs write.
 
 use std::fs;
 
@@ -6,42 +6,61 @@ use clap::Args;
 
 use crate::error::Error;
 use crate::process::{Step, root};
-use crate::report;
+use crate::{dashboard, report};
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Write nothing; fail if a document differs from what the program says
+    /// Write nothing; fail if a document differs from what it should be
     #[arg(long)]
     check: bool,
 }
 
-/// Each document and the command that prints it.
-pub(crate) const GENERATED: &[(&str, &[&str])] =
-    &[("docs/configuration.md", &["config", "reference"]), ("docs/metrics.md", &["metrics", "reference"])];
+/// Where a document comes from.
+enum Source {
+    /// What smg prints, told to do so.
+    Smg(&'static [&'static str]),
+    /// The panels of `dashboard.rs`.
+    Dashboard,
+}
+
+const GENERATED: &[(&str, Source)] = &[
+    ("docs/configuration.md", Source::Smg(&["config", "reference"])),
+    ("docs/metrics.md", Source::Smg(&["metrics", "reference"])),
+    ("deploy/grafana/smg.json", Source::Dashboard),
+];
+
+/// How many documents are generated.
+pub(crate) const COUNT: usize = GENERATED.len();
 
 /// Writes the generated documents, or checks them.
 pub(crate) fn run(options: &Options) -> Result<(), Error> {
     if !options.check {
-        return GENERATED.iter().try_for_each(|(path, command)| write(path, &print(command)?));
+        return GENERATED.iter().try_for_each(|(path, source)| write(path, &source.text()?));
     }
     let stale = stale()?;
     if stale.is_empty() { Ok(()) } else { Err(Error::Stale(stale)) }
 }
 
-/// The documents that differ from what the program says.
+/// The documents that differ from what they should be.
 pub(crate) fn stale() -> Result<Vec<&'static str>, Error> {
     let mut stale = Vec::new();
-    for (path, command) in GENERATED {
-        let said = print(command)?;
-        if fs::read_to_string(root().join(path)).unwrap_or_default() != said {
+    for (path, source) in GENERATED {
+        if fs::read_to_string(root().join(path)).unwrap_or_default() != source.text()? {
             stale.push(*path);
         }
     }
     Ok(stale)
 }
 
-fn print(command: &[&str]) -> Result<String, Error> {
-    Step::cargo().args(["run", "--quiet", "--bin", "smg", "--"]).args(command).output()
+impl Source {
+    fn text(&self) -> Result<String, Error> {
+        match self {
+            Source::Smg(arguments) => {
+                Step::cargo().args(["run", "--quiet", "--bin", "smg", "--"]).args(*arguments).output()
+            }
+            Source::Dashboard => Ok(dashboard::json()),
+        }
+    }
 }
 
 fn write(path: &str, text: &str) -> Result<(), Error> {

@@ -6,6 +6,7 @@
 
 mod bench;
 mod cold;
+mod dashboard;
 mod deny;
 mod docs;
 mod error;

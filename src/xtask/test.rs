@@ -50,7 +50,7 @@ fn documents() -> Result<Tested, Error> {
     report::step("cargo xtask docs --check");
     let stale = docs::stale()?;
     let failed = stale.len() as u64;
-    let counts = Counts { passed: docs::GENERATED.len() as u64 - failed, failed, skipped: 0 };
+    let counts = Counts { passed: docs::COUNT as u64 - failed, failed, skipped: 0 };
     for path in &stale {
         report::problem(format!("{path} is out of date: run `cargo xtask docs`"));
     }
