@@ -65,7 +65,13 @@ pub struct Args {
     /// How the events of a stream leave.
     #[arg(long, value_enum, default_value_t = EventFraming::Chunk)]
     pub event_framing: EventFraming,
-    /// What goes wrong with every request, such as `rst@event:3`, or a rule as POST /mock/faults takes it; may be repeated.
+    /// What goes wrong with every request; may be repeated.
+    ///
+    /// A list of steps `ACTION@POINT` and settings, separated by commas, such as `delay=20ms@event:*,rst@event:3`; or a rule
+    /// in JSON, as POST /mock/faults takes it, such as `{"path":"/health","on_ms":5000,"off_ms":5000,"fault":"status=503"}`.
+    /// Actions: delay=TIME, stall, fin, rst, garble, drop, error, badchunk. Points: accept, request, head, body, event:N,
+    /// event:*, byte:N, end. Settings: status=CODE, retry-after=SECONDS, content-type=TYPE, header-padding=BYTES,
+    /// length=±BYTES, fragment=BYTES, endless, garbage, nodone, hangup, rawhead, and last body=TEXT.
     #[arg(long = "fault", value_parser = rule)]
     pub faults: Vec<Rule>,
     /// Answer with canned bytes, for measuring what is in front.
@@ -141,4 +147,18 @@ pub async fn run(args: Args) -> Result<(), Error> {
     }
     worker.stop().await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_a_text_or_a_rule() {
+        assert_eq!(rule("status=503").unwrap().path, None);
+        assert_eq!(rule(r#"{"path":"/health","fault":"fin@head"}"#).unwrap().path.as_deref(), Some("/health"));
+        for bad in ["nope", "{", r#"{"path":"/health","fault":"nope"}"#, r#"{"paht":"/health"}"#] {
+            assert!(rule(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -1,8 +1,11 @@
 //! A worker's life: listen, accept, stop.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc};
 
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    task::JoinSet,
+};
 
 use crate::{config::Config, connection, error::Error, faults::Faults, ledger::Ledger, worker::Worker};
 
@@ -25,7 +28,7 @@ impl MockWorker {
         }
         let address = SocketAddr::new(config.host, config.port);
         let bind = |source| Error::Bind { address, source };
-        let listener = TcpListener::bind(address).await.map_err(bind)?;
+        let listener = listen(address).map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         let worker = Arc::new(Worker::new(config));
         let (ledger, faults) = (worker.ledger.clone(), worker.faults.clone());
@@ -60,6 +63,15 @@ impl MockWorker {
     }
 }
 
+/// Listens with a backlog that takes a storm of connections without dropping a SYN, which costs its caller a second.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A worker that is started again takes the port of the one before.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// Owns the connections: they end with this task.
 async fn accept(listener: TcpListener, worker: Arc<Worker>) {
     let mut connections = JoinSet::new();
@@ -86,5 +98,7 @@ async fn accept(listener: TcpListener, worker: Arc<Worker>) {
     }
 }
 
+/// Connections that may wait to be accepted; the system may allow fewer.
+const BACKLOG: u32 = 8192;
 /// A pause after a failed accept, which is mostly a lack of descriptors that passes.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);

@@ -198,3 +198,17 @@ impl Faults {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flapping_rule_is_on_and_off_in_turn() {
+        let rule = Rule { on_ms: 30, off_ms: 10, ..Rule::default() };
+        for (age_ms, is_on) in [(0, true), (29, true), (30, false), (39, false), (40, true), (75, false)] {
+            assert_eq!(rule.is_on(Duration::from_millis(age_ms)), is_on, "{age_ms}");
+        }
+        assert!(Rule::default().is_on(Duration::from_secs(9)));
+    }
+}

@@ -140,6 +140,10 @@ async fn the_ledger_tells_what_was_asked_and_how_it_ended() {
     let shown = get(worker.address(), "/mock/ledger?path=/v1/chat/completions&outcome=completed").await.json();
     assert_eq!(shown["entries"][0]["request_id"], "r-1");
     assert_eq!(get(worker.address(), "/mock/ledger?outcome=aborted").await.json()["entries"], json!([]));
+    let mut client = Client::connect(worker.address()).await;
+    client.request("DELETE", "/mock/ledger", "", b"").await;
+    assert_eq!(client.answer().await.status, 200);
+    assert!(worker.ledger().entries().is_empty());
 }
 
 #[tokio::test]

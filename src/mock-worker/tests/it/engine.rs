@@ -156,3 +156,27 @@ async fn stopping_a_worker_breaks_its_connections() {
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
     assert_ne!(client.answer().await.end, crate::client::End::Whole);
 }
+
+#[tokio::test]
+async fn who_finds_no_room_in_the_cache_waits_though_a_slot_is_free() {
+    let speed = Speed { decode_tokens_per_second: 100.0, ..Speed::default() };
+    let cache = CacheConfig { block_tokens: 16, blocks: 10 };
+    let worker = worker(Config { speed, cache, dialect: Dialect::Sglang, ..Config::default() }).await;
+    let body = |word: &str| {
+        with(say(&[("user", &word.repeat(80))]), &json!({ "stream": true, "max_tokens": 40, "ignore_eos": true }))
+    };
+    let mut first = Client::connect(worker.address()).await;
+    first.request("POST", CHAT, "", body("one ").to_string().as_bytes()).await;
+    first.read_until(b"\n\n").await.unwrap();
+    let mut second = Client::connect(worker.address()).await;
+    second.request("POST", CHAT, "", body("two ").to_string().as_bytes()).await;
+    second.read_until(b"\r\n\r\n").await.unwrap();
+    let load = get(worker.address(), "/get_load").await.json()[0].clone();
+    assert_eq!(
+        (&load["num_running_reqs"], &load["num_waiting_reqs"], &load["token_usage"]),
+        (&json!(1), &json!(1), &json!(0.8))
+    );
+    drop(first);
+    second.read_until(b"\n\n").await.unwrap();
+    assert_eq!(get(worker.address(), "/get_load").await.json()[0]["num_waiting_reqs"], 0);
+}

@@ -153,6 +153,14 @@ async fn rules_pick_their_requests() {
     assert_eq!(client.get("/health").await.end, End::Cut);
 
     worker.faults().clear();
+    worker.faults().add(Rule { every: 3, ..Rule::always(fault("status=500")) });
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        seen.push(status("/health").await);
+    }
+    assert_eq!(seen, [500, 200, 200, 500, 200]);
+
+    worker.faults().clear();
     worker.faults().add(Rule::always(fault("rst@accept")).times(1));
     assert_ne!(get(worker.address(), "/health").await.end, End::Whole);
     assert_eq!(status("/health").await, 200);
