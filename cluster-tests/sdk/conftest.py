@@ -90,7 +90,8 @@ class Cluster:
         entries = []
         for engine in self.engines:
             answer = fetch(f"{engine}/mock/ledger")
-            entries.extend(answer["entries"] if isinstance(answer, dict) else answer)
+            found = answer["entries"] if isinstance(answer, dict) else answer
+            entries.extend({**entry, "engine": engine} for entry in found)
         return [entry for entry in entries if entry["path"].startswith("/v1/") and entry["path"] != "/v1/models"]
 
     def reset(self):

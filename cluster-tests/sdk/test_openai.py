@@ -1,6 +1,8 @@
 """The OpenAI Python SDK against the gateway: what its users do, and what goes wrong for them."""
 
 import asyncio
+import json
+import time
 
 import openai
 import pytest
@@ -92,8 +94,8 @@ def test_responses_stay_with_their_worker(cluster):
         assert api.responses.retrieve(first.id).id == first.id
     second = api.responses.create(model=MODEL, input="go on", previous_response_id=first.id)
     assert second.output_text
-    workers = {entry["worker"] for entry in cluster.ledger() if entry["path"].startswith("/v1/responses")}
-    assert len(workers) == 1, workers
+    engines = {entry["engine"] for entry in cluster.ledger() if entry["path"].startswith("/v1/responses")}
+    assert len(engines) == 1, engines
 
 
 def test_responses_stream(cluster):
@@ -132,8 +134,6 @@ def test_unknown_model_names_the_models(cluster):
 
 def test_bad_parameter_is_the_engines_word(cluster):
     body = {"error": {"message": "temperature must be below 2", "type": "BadRequestError", "code": 400}}
-    import json
-
     with pytest.raises(openai.BadRequestError) as caught:
         client(cluster).chat.completions.create(
             model=MODEL, messages=PROMPT, extra_headers=fault(f"status=400,body={json.dumps(body)}")
@@ -215,8 +215,6 @@ def test_client_timeout_aborts_the_engine(cluster):
 
     def aborted():
         return [entry["outcome"] for entry in cluster.ledger()] == ["aborted"]
-
-    import time
 
     deadline = time.monotonic() + 5
     while not aborted():
