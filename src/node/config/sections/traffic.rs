@@ -61,7 +61,7 @@ pub struct Routing {
     #[arg(long, default_value = "0.15", value_parser = not_negative)]
     pub least_load_kv_pressure_weight: f64,
     /// least_load, cache_aware: the time that each other request at a worker adds, for sharing its compute.
-    #[arg(long, default_value = "10ms", value_parser = seconds)]
+    #[arg(long, default_value = "20ms", value_parser = seconds)]
     pub cost_per_request: Duration,
     /// least_load, cache_aware: the time that a worker which fails every request adds.
     #[arg(long, default_value = "2s", value_parser = seconds)]
