@@ -1,0 +1,1 @@
+//! Listener, keys, limits, TLS: what guards the two edges.

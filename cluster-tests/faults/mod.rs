@@ -1,0 +1,1 @@
+//! What goes wrong at engines and callers, and what the other side sees of it.

@@ -1,0 +1,17 @@
+//! What the scenarios are told with: a gateway process, fake engines, a byte-exact client, and bounded waiting.
+
+// Each scenario uses a part of it.
+#![allow(dead_code, reason = "shared by groups of scenarios that are written apart")]
+#![allow(unused_imports, reason = "shared by groups of scenarios that are written apart")]
+
+mod client;
+mod cluster;
+mod gateway;
+mod raw;
+mod wait;
+
+pub(crate) use client::{Answer, Ask, Connection, Event, Head, Piece, ask, events};
+pub(crate) use cluster::{Cluster, Stream, engine, on, serving};
+pub(crate) use gateway::{Gateway, free_port};
+pub(crate) use raw::{RawAnswer, RawEngine};
+pub(crate) use wait::{PATIENCE, settled, wait_for, within};

@@ -1,0 +1,1 @@
+//! Metrics, logs, reload, admin, command line: what operators use.

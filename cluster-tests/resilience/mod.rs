@@ -1,0 +1,1 @@
+//! Retries, breakers, health, drains and admission, seen from outside.
