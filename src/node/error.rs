@@ -43,7 +43,7 @@ pub enum Error {
     #[error("model aliases: {0}")]
     Aliases(FleetError),
     /// A part that cannot be done without ended.
-    #[error("the {} ended unexpectedly ({:?})", .0.name, .0.end)]
+    #[error("the node cannot go on: {0}")]
     Task(Fault),
     /// The system refused something.
     #[error("cannot {action}: {source}")]

@@ -35,7 +35,7 @@ pub struct Node {
     upstream: Upstream,
     clock: Arc<dyn Clock>,
     registrar: Registrar,
-    telemetry: Arc<Telemetry>,
+    telemetry: Telemetry,
     shutdown: Shutdown,
     tasks: Tasks,
     tls: Option<ServerTls>,
@@ -64,7 +64,7 @@ impl Node {
     /// `inherited` are the sockets that a service supervisor opened; the first becomes the traffic port.
     pub async fn build(config: Config, inputs: Inputs, inherited: Vec<systemd::Inherited>) -> Result<Self, Error> {
         let name = config.sections.node.node_name.clone().unwrap_or_else(|| "smg".to_owned());
-        let telemetry = Arc::new(smg_telemetry::init(&settings::telemetry(&config, &name))?);
+        let telemetry = smg_telemetry::init(&settings::telemetry(&config, &name))?;
         for warning in &config.warnings {
             tracing::warn!(%warning, "configuration");
         }
@@ -161,7 +161,7 @@ impl Node {
         }
         shutdown.advance(Phase::Stopped);
         tracing::info!("stopped");
-        drop(telemetry);
+        telemetry.shutdown();
         match tasks.fault() {
             Some(fault) => Err(Error::Task(fault)),
             None => Ok(()),
@@ -169,7 +169,7 @@ impl Node {
     }
 
     /// Starts every task.
-    fn start(self, notifier: &Arc<systemd::Notifier>) -> Result<Arc<Telemetry>, Error> {
+    fn start(self, notifier: &Arc<systemd::Notifier>) -> Result<Telemetry, Error> {
         let Self {
             config,
             inputs,
@@ -187,6 +187,7 @@ impl Node {
         } = self;
         let address = sockets.traffic.local_addr().map_err(Error::io("read the traffic port's address"))?;
         tasks.observe(&registrar);
+        telemetry.observe(&registrar);
         fleet_metrics::register(&registrar, &fleet, &gateway, clock.clone());
         let instruments = Instruments { listener: ListenerMetrics::new(&registrar), registrar: registrar.clone() };
 
@@ -229,7 +230,7 @@ impl Node {
             fleet,
             clock,
             tls: tls.clone(),
-            telemetry: telemetry.clone(),
+            level: telemetry.handle(),
             metrics: reload::ReloadMetrics::new(&instruments.registrar),
             config: config.clone(),
         };
@@ -237,7 +238,7 @@ impl Node {
         if notifier.is_supervised() {
             let notifier = notifier.clone();
             let shutdown = shutdown.clone();
-            tasks.spawn(TaskKind::Background, "service watchdog", async move { notifier.keep_alive(shutdown).await });
+            tasks.spawn(TaskKind::Watchdog, "service watchdog", async move { notifier.keep_alive(shutdown).await });
         }
         let scheme = if tls.is_some() { "https" } else { "http" };
         let listener = Listener {

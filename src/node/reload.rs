@@ -8,7 +8,7 @@ use smg_base::Clock;
 use smg_fleet::{Fleet, Origin};
 use smg_gateway::{Gateway, listener::ServerTls};
 use smg_runtime::{Phase, Shutdown, metrics::Registrar};
-use smg_telemetry::Telemetry;
+use smg_telemetry::LevelHandle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
@@ -43,7 +43,7 @@ pub(crate) struct Reloader {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) tls: Option<ServerTls>,
-    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) level: LevelHandle,
     pub(crate) metrics: ReloadMetrics,
 }
 
@@ -113,7 +113,7 @@ impl Reloader {
             tls.reload().map_err(|error| error.to_string())?;
         }
         self.fleet.set_aliases(new.aliases.clone()).map_err(|error| format!("model aliases: {error}"))?;
-        self.telemetry.set_level(new.sections.logging.log_level.as_str()).map_err(|error| error.to_string())?;
+        self.level.set_level(new.sections.logging.log_level.as_str()).map_err(|error| error.to_string())?;
         let fleet = settings::fleet(new);
         self.fleet.reconfigure(fleet.health, fleet.breaker);
         self.replace_workers(new);
