@@ -387,6 +387,7 @@ pub fn metrics_reference() -> Vec<smg_runtime::metrics::Description> {
     let _reload = reload::ReloadMetrics::new(&registrar);
     Tasks::new(shutdown).observe(&registrar);
     vitals::observe(&registrar);
+    smg_telemetry::dropped_lines(&registrar);
     smg_telemetry::process_metrics(&registrar);
     registrar.descriptions()
 }

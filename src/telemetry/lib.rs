@@ -22,5 +22,5 @@ mod traces;
 pub use config::{Config, LogFormat};
 pub use error::Error;
 pub use metrics::{process_metrics, serve_metrics};
-pub use telemetry::{LevelHandle, Telemetry, init};
+pub use telemetry::{LevelHandle, Telemetry, dropped_lines, init};
 pub use traces::TraceHooks;

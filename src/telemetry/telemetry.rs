@@ -2,6 +2,7 @@
 
 use std::{fmt, io, sync::Arc};
 
+use prometheus::IntCounterVec;
 use smg_runtime::{
     SystemClock,
     metrics::{Registrar, catch_up},
@@ -78,8 +79,7 @@ impl Telemetry {
 
     /// Shows `smg_log_lines_dropped_total{sink}`.
     pub fn observe(&self, registrar: &Registrar) {
-        let help = "Log lines that were dropped because their output was too slow, or could not be written.";
-        let dropped = registrar.counter_vec("smg_log_lines_dropped_total", help, &["sink"]);
+        let dropped = dropped_lines(registrar);
         let sinks = self.sinks.clone();
         registrar.on_gather(move || {
             for sink in &sinks {
@@ -93,6 +93,12 @@ impl Telemetry {
     pub fn shutdown(self) {
         drop(self);
     }
+}
+
+/// Registers the count of log lines that were lost.
+pub fn dropped_lines(registrar: &Registrar) -> IntCounterVec {
+    let help = "Log lines that were dropped because their output was too slow, or could not be written.";
+    registrar.counter_vec("smg_log_lines_dropped_total", help, &["sink"])
 }
 
 impl Drop for Telemetry {
