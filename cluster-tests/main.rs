@@ -4,6 +4,7 @@
 //! once. Effects are awaited, never slept for.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+#![allow(clippy::print_stderr, reason = "what a failed test has to say")]
 
 mod edges;
 mod faults;

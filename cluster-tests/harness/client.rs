@@ -173,14 +173,13 @@ pub(crate) struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
     rest: Rest,
-    is_closed: bool,
 }
 
 impl Connection {
     pub(crate) async fn open(address: SocketAddr) -> Self {
         let stream = within("a connection", TcpStream::connect(address)).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new(), rest: Rest::Nothing, is_closed: false }
+        Self { stream, buffer: Vec::new(), rest: Rest::Nothing }
     }
 
     /// Sends `bytes` as they are.
@@ -322,15 +321,9 @@ impl Connection {
 
     /// Reads more; whether there was more.
     async fn fill(&mut self) -> bool {
-        let mut bytes = [0; 16 * 1024];
-        let read = within("bytes from the other side", self.stream.read(&mut bytes)).await;
-        match read {
-            Ok(size) if size > 0 => {
-                self.buffer.extend_from_slice(&bytes[..size]);
-                true
-            }
-            _ => false,
-        }
+        self.buffer.reserve(16 * 1024);
+        let read = within("bytes from the other side", self.stream.read_buf(&mut self.buffer)).await;
+        matches!(read, Ok(size) if size > 0)
     }
 }
 

@@ -172,8 +172,6 @@ async fn chunks(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Vec<u8>>
 }
 
 async fn fill(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<()> {
-    let mut bytes = [0; 16 * 1024];
-    let size = stream.read(&mut bytes).await.ok().filter(|size| *size > 0)?;
-    buffer.extend_from_slice(&bytes[..size]);
-    Some(())
+    buffer.reserve(16 * 1024);
+    stream.read_buf(buffer).await.ok().filter(|size| *size > 0).map(drop)
 }
