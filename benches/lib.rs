@@ -1,4 +1,7 @@
 //! What the benchmarks that measure code (rather than processes) share: a clock for short pieces of it, and a table.
+//!
+//! A piece is timed in rounds of many calls and the median round is told, so that what the scheduler does to a few of
+//! them does not count. Nothing here knows what is measured, or compares it with anything.
 
 use std::{
     fmt::{self, Write as _},

@@ -46,8 +46,7 @@ impl CacheAware {
         let mut found = Found::default();
         let chunks = ask.text.map_or(&[][..], |text| &text.chunks);
         if !chunks.is_empty() {
-            let workers = candidates.iter().map(|candidate| pool.workers[candidate.position as usize].id);
-            self.index.lookup(chunks, workers, &mut found);
+            self.index.lookup(chunks, candidates.iter().map(|candidate| candidate.id), &mut found);
         }
         let tokens_per_chunk = self.tokens_per_chunk(ask);
         let prompt = |index: usize| {
@@ -60,10 +59,10 @@ impl CacheAware {
             let chosen = cheaper_of_two(good, ask.random).unwrap_or_else(|| candidates.at(0));
             return chosen.because(Reason::CacheUnkeyed);
         };
-        let placed = Rendezvous::new(key, candidates).best(pool, good.map(|(candidate, _)| candidate));
+        let placed = Rendezvous::new(key, candidates).best(good.map(|(candidate, _)| candidate));
         let chosen = placed.unwrap_or_else(|| candidates.at(0));
-        let mut all = candidates.iter().zip(&costs.list);
-        let hit = all.any(|(candidate, cost)| candidate.position == chosen.position && cost.matched_tokens > 0);
+        let hit =
+            candidates.index_of(chosen.position as usize).is_some_and(|index| costs.list[index].matched_tokens > 0);
         chosen.because(if hit { Reason::CacheHit } else { Reason::CachePlaced })
     }
 

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 
 use smallvec::SmallVec;
+use smg_base::WorkerId;
 use smg_fleet::{Pool, Worker};
 
 use crate::{Ask, NoChoice, Standing, explain::Counts};
@@ -22,6 +23,8 @@ pub(crate) struct Candidates {
 /// One of them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidate {
+    /// Its id, kept here because to look at a worker is to miss the processor's cache.
+    pub(crate) id: WorkerId,
     /// Its place in the pool.
     pub(crate) position: u32,
     /// Its share of the traffic, relative to the others'; positive.
@@ -61,7 +64,7 @@ impl Candidates {
                     (these.shares, these.equal) = (0.0, true);
                 }
             }
-            these.push(position, worker.share());
+            these.push(worker, position);
         }
         these.counts.considered = these.list.len();
         if these.list.is_empty() { Err(these.nobody(pool)) } else { Ok(these) }
@@ -82,6 +85,11 @@ impl Candidates {
         self.list[index]
     }
 
+    /// The index of the one with this place in the pool.
+    pub(crate) fn index_of(&self, position: usize) -> Option<usize> {
+        self.list.binary_search_by_key(&position, |candidate| candidate.position as usize).ok()
+    }
+
     /// Sum of all shares; positive.
     pub(crate) fn shares(&self) -> f64 {
         self.shares
@@ -99,11 +107,11 @@ impl Candidates {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "a share needs no more than seven digits")]
-    fn push(&mut self, position: u32, share: f64) {
-        let share = share as f32;
+    fn push(&mut self, worker: &Worker, position: u32) {
+        let share = worker.share() as f32;
         self.equal &= self.list.first().is_none_or(|first| first.share.to_bits() == share.to_bits());
         self.shares += f64::from(share);
-        self.list.push(Candidate { position, share });
+        self.list.push(Candidate { id: worker.id, position, share });
     }
 
     fn nobody(&self, pool: &Pool) -> NoChoice {

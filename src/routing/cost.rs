@@ -16,7 +16,10 @@ use smallvec::SmallVec;
 use smg_base::Timestamp;
 use smg_fleet::{Pool, Worker};
 
-use crate::{PolicyConfig, candidates::Candidates};
+use crate::{
+    PolicyConfig,
+    candidates::{Candidate, Candidates},
+};
 
 /// The parts of a worker's cost, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -116,19 +119,25 @@ impl Estimate {
         prompt: impl Fn(usize) -> Prompt,
         costs: &mut Costs,
     ) {
-        let workers = candidates.iter().map(|candidate| &pool.workers[candidate.position as usize]);
-        let rates: SmallVec<[f32; 128]> = workers.clone().map(|worker| measured_rate(worker)).collect();
-        let unmeasured = self.rate_of_the_unmeasured(&rates);
+        let work = |candidate: Candidate| self.work_at(&pool.workers[candidate.position as usize], now);
+        let works: SmallVec<[Work; 128]> = candidates.iter().map(work).collect();
+        let unmeasured = self.seconds_per_token_of_the_unmeasured(&works);
         let mean_share = candidates.mean_share();
         let mut best = f32::INFINITY;
         costs.list.clear();
-        costs.list.extend(workers.zip(candidates.iter()).enumerate().map(|(index, (worker, candidate))| {
+        costs.list.extend(works.iter().zip(candidates.iter()).enumerate().map(|(index, (work, candidate))| {
             let prompt = prompt(index);
-            let rate = if rates[index] > 0.0 { rates[index] } else { unmeasured };
-            let terms = self.terms(worker, rate, prompt.uncached_tokens, now);
-            let work = terms.queue + terms.prefill + terms.decode;
-            let work = if candidates.are_equal() { work } else { work * mean_share / candidate.share };
-            let total = work + terms.kv + terms.error;
+            let seconds_per_token = if work.rate > 0.0 { 1.0 / work.rate } else { unmeasured };
+            let terms = Terms {
+                queue: work.pending_tokens * seconds_per_token + work.wait,
+                prefill: prompt.uncached_tokens * seconds_per_token,
+                decode: work.decode,
+                kv: work.kv,
+                error: work.error,
+            };
+            let own = terms.queue + terms.prefill + terms.decode;
+            let own = if candidates.are_equal() { own } else { own * mean_share / candidate.share };
+            let total = own + terms.kv + terms.error;
             best = best.min(total);
             Cost { terms, total, matched_tokens: prompt.matched_tokens }
         }));
@@ -136,29 +145,42 @@ impl Estimate {
     }
 
     /// Nobody knows yet how fast they are: as fast as the others, neither shunned nor swamped.
-    fn rate_of_the_unmeasured(&self, rates: &[f32]) -> f32 {
-        let measured = rates.iter().filter(|rate| **rate > 0.0);
-        let (sum, count) = measured.fold((0.0, 0.0), |(sum, count), rate| (sum + rate, count + 1.0));
-        if count > 0.0 { sum / count } else { self.default_rate }
+    #[expect(clippy::cast_precision_loss, reason = "a mean")]
+    fn seconds_per_token_of_the_unmeasured(&self, works: &[Work]) -> f32 {
+        let measured = works.iter().filter(|work| work.rate > 0.0).count();
+        let sum: f32 = works.iter().map(|work| work.rate).sum();
+        if measured > 0 { measured as f32 / sum } else { 1.0 / self.default_rate }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "an estimate needs no more than seven digits")]
-    fn terms(&self, worker: &Worker, rate: f32, uncached_tokens: f32, now: Timestamp) -> Terms {
+    fn work_at(&self, worker: &Worker, now: Timestamp) -> Work {
         let load = &worker.state.load;
         let engine = load.engine().filter(|engine| now.since(engine.at) <= ENGINE_AGE_MAX);
         let foreign = engine.map_or(0, |_| load.foreign_requests());
         let foreign_waiting = engine.map_or(0, |engine| engine.waiting.min(foreign)) as f32;
         let active = load.in_flight().saturating_add(foreign);
-        let pending = load.pending_tokens() as f32 + foreign_waiting * self.mean_prefill_tokens;
         let kv_usage = engine.map_or(0.0, |engine| engine.kv_usage.min(KV_USAGE_MAX));
-        Terms {
-            queue: pending / rate + wait_for_a_place(worker, active),
-            prefill: uncached_tokens / rate,
+        Work {
+            rate: measured_rate(worker),
+            pending_tokens: load.pending_tokens() as f32 + foreign_waiting * self.mean_prefill_tokens,
+            wait: wait_for_a_place(worker, active),
             decode: active as f32 * self.decode_seconds,
             kv: self.kv_pressure_seconds * kv_usage / (1.0 - kv_usage),
             error: error_rate(worker, now) * self.error_seconds,
         }
     }
+}
+
+/// What a worker has to do already, read in one go.
+#[derive(Clone, Copy, Debug)]
+struct Work {
+    /// Prompt tokens per second; zero if not measured.
+    rate: f32,
+    pending_tokens: f32,
+    wait: f32,
+    decode: f32,
+    kv: f32,
+    error: f32,
 }
 
 /// Prompt tokens per second; zero if not measured.

@@ -253,7 +253,7 @@ impl Explanation {
         self.decided(&pool.workers[chosen], reason);
         let is_chosen = |candidate: Candidate| candidate.position as usize == chosen;
         let cost_of = |index: usize| costs.list.get(index);
-        if let Some(index) = candidates.iter().position(is_chosen) {
+        if let Some(index) = candidates.index_of(chosen) {
             self.predicted_tokens = cost_of(index).map_or(0, |cost| u64::from(cost.matched_tokens));
             self.push(considered(&pool.workers[chosen], cost_of(index)));
         }

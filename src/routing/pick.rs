@@ -1,7 +1,6 @@
 //! Ways to take one of many.
 
 use smg_base::{Random, WorkerId, hash};
-use smg_fleet::Pool;
 
 use crate::{
     Reason,
@@ -106,11 +105,8 @@ impl Rendezvous {
     }
 
     /// The best of `some` of the candidates.
-    pub(crate) fn best(self, pool: &Pool, some: impl Iterator<Item = Candidate>) -> Option<Candidate> {
-        let hashed = some.map(|candidate| {
-            let hash = hash::mix(self.key, seed(pool.workers[candidate.position as usize].id));
-            (hash, candidate)
-        });
+    pub(crate) fn best(self, some: impl Iterator<Item = Candidate>) -> Option<Candidate> {
+        let hashed = some.map(|candidate| (hash::mix(self.key, seed(candidate.id)), candidate));
         if self.equal {
             return hashed.max_by_key(|(hash, _)| *hash).map(|(_, candidate)| candidate);
         }

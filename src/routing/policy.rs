@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use smallvec::SmallVec;
 use smg_base::{Timestamp, WorkerId};
 use smg_fleet::{Pool, Worker};
 use smg_prefix::Chunker;
@@ -226,7 +227,7 @@ impl Policy {
             PolicyKind::RoundRobin => pick::turn(candidates, self.turn.fetch_add(1, Relaxed)).because(Reason::Turn),
             PolicyKind::PowerOfTwo => better_of_two(pool, candidates, ask),
             PolicyKind::LeastLoad => self.least_load(pool, candidates, ask, costs),
-            PolicyKind::ConsistentHashing => consistent_hashing(pool, candidates, ask),
+            PolicyKind::ConsistentHashing => consistent_hashing(candidates, ask),
             PolicyKind::PrefixHash => self.prefix_hash(pool, candidates, ask),
             PolicyKind::Manual => self.assign(pool, candidates, ask),
             PolicyKind::Passthrough => candidates.at(0).because(Reason::First),
@@ -255,16 +256,20 @@ impl Policy {
     /// (consistent hashing with bounded loads: Mirrokni, Thorup and Zadimoghaddam, 2018).
     fn prefix_hash(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) -> Choice {
         let Some(text) = ask.text.filter(|text| text.bytes > 0) else {
-            return consistent_hashing(pool, candidates, ask);
+            return consistent_hashing(candidates, ask);
         };
         let rendezvous = Rendezvous::new(text.head, candidates);
-        let in_flight = |position: u32| f64::from(pool.workers[position as usize].state.load.in_flight());
-        let total: f64 = candidates.iter().map(|candidate| in_flight(candidate.position)).sum();
-        let bound = (total + 1.0) / candidates.shares() * self.config.prefix_hash_load_factor;
-        let fits =
-            candidates.iter().filter(|candidate| in_flight(candidate.position) <= bound * f64::from(candidate.share));
-        let first = rendezvous.best(pool, candidates.iter()).unwrap_or_else(|| candidates.at(0));
-        match rendezvous.best(pool, fits) {
+        let in_flight =
+            |candidate: Candidate| f64::from(pool.workers[candidate.position as usize].state.load.in_flight());
+        let loads: SmallVec<[f64; 128]> = candidates.iter().map(in_flight).collect();
+        let bound = (loads.iter().sum::<f64>() + 1.0) / candidates.shares() * self.config.prefix_hash_load_factor;
+        let fits = candidates
+            .iter()
+            .zip(&loads)
+            .filter(|(candidate, load)| **load <= bound * f64::from(candidate.share))
+            .map(|(candidate, _)| candidate);
+        let first = rendezvous.best(candidates.iter()).unwrap_or_else(|| candidates.at(0));
+        match rendezvous.best(fits) {
             Some(next) if next.position != first.position => next.because(Reason::PrefixSpilled),
             _ => first.because(Reason::PrefixHash),
         }
@@ -304,13 +309,13 @@ fn decide(pool: &Pool, ask: &Ask<'_>, mut pick: impl FnMut(&Candidates) -> Choic
     Ok(Decision { candidates, choice })
 }
 
-fn consistent_hashing(pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) -> Choice {
+fn consistent_hashing(candidates: &Candidates, ask: &Ask<'_>) -> Choice {
     let (key, reason) = match (ask.routing_key, ask.session) {
         (Some(key), _) => (smg_base::hash::stable64(key.as_bytes()), Reason::RoutingKey),
         (None, Some(session)) => (session, Reason::Session),
         (None, None) => return pick::chance(candidates, ask.random).because(Reason::Chance),
     };
-    let best = Rendezvous::new(key, candidates).best(pool, candidates.iter());
+    let best = Rendezvous::new(key, candidates).best(candidates.iter());
     best.unwrap_or_else(|| candidates.at(0)).because(reason)
 }
 
