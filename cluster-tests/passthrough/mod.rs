@@ -1,13 +1,21 @@
 //! Bytes that must come through unchanged.
 
-use crate::harness::{Cluster, Stream, on};
+mod answers;
+mod dialects;
+mod requests;
 
-#[tokio::test]
-async fn a_request_comes_through() {
-    let cluster = Cluster::start(2, &[]).await;
-    let answer = cluster.gateway.ask(&on("/v1/chat/completions", "demo", Stream::Yes)).await;
-    assert_eq!(answer.status, 200);
-    assert_eq!(answer.events().last().unwrap().data, "[DONE]");
-    assert_eq!(cluster.entries().len(), 1);
-    cluster.idle().await;
-}
+/// The paths of every serving endpoint whose body is JSON.
+const JSON_ENDPOINTS: &[&str] = &[
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v1/classify",
+    "/v1/score",
+    "/generate",
+    "/v1/tokenize",
+    "/v1/detokenize",
+];
