@@ -18,9 +18,12 @@ impl Dice {
     }
 }
 
-/// Calls `check` with each input of `corpus` and with `count` mutations of them. The seed is fixed.
-pub(crate) fn mutations<T: AsRef<[u8]>>(corpus: &[T], count: usize, mut check: impl FnMut(&[u8])) {
-    let mut dice = Dice(0x5eed);
+/// Calls `check` with each input of `corpus` and with `usual` mutations of them. The seed is fixed. `cargo xtask fuzz`
+/// compiles other numbers in.
+pub(crate) fn mutations<T: AsRef<[u8]>>(corpus: &[T], usual: u64, mut check: impl FnMut(&[u8])) {
+    let asked = |number: Option<&str>| number.and_then(|number| number.parse().ok());
+    let count = asked(option_env!("SMG_FUZZ_INPUTS")).unwrap_or(usual);
+    let mut dice = Dice(asked(option_env!("SMG_FUZZ_SEED")).unwrap_or(0x5eed));
     for input in corpus {
         check(input.as_ref());
     }

@@ -6,6 +6,7 @@
 
 pub mod backoff;
 pub mod bounded;
+pub mod fuzz;
 pub mod hash;
 pub mod id;
 pub mod map;

@@ -543,9 +543,9 @@ mod tests {
             r#"{"url":"b","health":{"endpoint":"/h","timeout_secs":1},"resilience":{"cb_window_secs":3},"dp_rank":null}"#,
         ];
         let alphabet = br#"{}[]",:\ 019-.eEtrunl/abx"#;
-        let random = SplitMix::new(11);
+        let random = SplitMix::new(smg_base::fuzz::seed(11));
         let mut accepted = 0;
-        for turn in 0..20_000_usize {
+        for turn in 0..usize::try_from(smg_base::fuzz::inputs(20_000)).unwrap() {
             let mut bytes = corpus[turn % corpus.len()].as_bytes().to_vec();
             for _ in 0..=random.below(2) {
                 let place = usize::try_from(random.below(bytes.len() as u64)).unwrap();

@@ -415,9 +415,9 @@ mod tests {
     fn mutated_urls_never_panic_and_normalise_once() {
         let corpus = ["http://10.0.0.1:8000/v1", "https://[2001:db8::1]:443/a%20b/", "gpu-7.example.:80", "localhost"];
         let alphabet = b"az09AZ.:/[]%@?#-_~ \\\0\xc3\xa9x";
-        let random = SplitMix::new(7);
+        let random = SplitMix::new(smg_base::fuzz::seed(7));
         let mut accepted = 0;
-        for turn in 0..20_000_usize {
+        for turn in 0..usize::try_from(smg_base::fuzz::inputs(20_000)).unwrap() {
             let mut bytes = corpus[turn % corpus.len()].as_bytes().to_vec();
             for _ in 0..=random.below(3) {
                 let place = usize::try_from(random.below(bytes.len() as u64 + 1)).unwrap();

@@ -16,12 +16,12 @@ pub(crate) struct Options {
     seed: u64,
 }
 
-/// Runs every test with `fuzz` in its name, optimised, since nearly all the time is ours.
+/// Runs every test with `mutated` in its name, optimised, since nearly all the time is ours.
 pub(crate) fn run(options: &Options) -> Result<(), Error> {
     tools::nextest()?;
     report::step(format!("fuzzing with {} inputs for each decoder, seed {}", options.inputs, options.seed));
     let step =
-        Step::cargo().args(["nextest", "run", "--workspace", "--release", "--profile", "fuzz", "-E", "test(fuzz)"]);
+        Step::cargo().args(["nextest", "run", "--workspace", "--release", "--profile", "fuzz", "-E", "test(mutated)"]);
     let step = step.env("SMG_FUZZ_INPUTS", options.inputs.to_string()).env("SMG_FUZZ_SEED", options.seed.to_string());
     // A folder of its own: release code with assertions is neither of the usual two builds.
     let step = step.env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true");

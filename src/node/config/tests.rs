@@ -369,11 +369,11 @@ fn help_is_grouped() {
 fn mutated_files_never_panic() {
     let seed =
         "[listener]\nport = 8080\nhost = '::1'\n[[workers]]\nurl = 'http://w'\n[[models]]\nid = 'm'\naliases = ['a']\n";
-    let random = smg_base::SplitMix::new(11);
+    let random = smg_base::SplitMix::new(smg_base::fuzz::seed(11));
     let settings = setting::Setting::all();
     let env = BTreeMap::new();
     let at = |bound: usize| usize::try_from(smg_base::Random::below(&random, bound as u64)).unwrap_or(0);
-    for _ in 0..5_000 {
+    for _ in 0..smg_base::fuzz::inputs(5_000) {
         let mut bytes = seed.as_bytes().to_vec();
         for _ in 0..=at(4) {
             let position = at(bytes.len());
