@@ -242,8 +242,10 @@ impl RelayBody {
         if opening.is_some() {
             gateway.metrics.open_streams.inc();
         }
-        // From here on nothing is sent again, so the request's body need not be kept.
+        // From here on nothing is sent again, so the request need not be kept: its headers alone would hold the buffer
+        // they were read into.
         answering.prepared.payload = Payload::Once(None);
+        answering.prepared.headers = HeaderMap::new();
         answering.routed.first_byte(&gateway);
         let hide_usage = answering.prepared.answer.hide_usage;
         Self {
@@ -287,7 +289,7 @@ impl RelayBody {
         if let Some(garbage) = scanned.garbage {
             self.fail(no_event(garbage));
         }
-        (!out.is_empty()).then_some(out)
+        (!out.is_empty()).then(|| on_its_own(out))
     }
 
     /// The worker's answer ended without an error. Returns a last event that was not closed by a blank line.
@@ -381,6 +383,15 @@ impl Events {
         }
         Ok(self.release(Bytes::new(), &scanned))
     }
+}
+
+/// Largest piece that is copied rather than kept as a slice of the buffer it was read into.
+const COPIED_BYTES_MAX: usize = 2 << 10;
+
+/// A small piece in memory of its own. As a slice it would hold the whole read buffer for as long as a slow reader lets
+/// it wait, and the next read would need a new one.
+fn on_its_own(piece: Bytes) -> Bytes {
+    if piece.len() <= COPIED_BYTES_MAX { Bytes::copy_from_slice(&piece) } else { piece }
 }
 
 fn no_event(garbage: Garbage) -> Failure {
