@@ -7,11 +7,13 @@
 mod client;
 mod cluster;
 mod gateway;
+mod http2;
 mod raw;
 mod wait;
 
 pub(crate) use client::{Answer, Ask, Connection, Event, Head, Piece, ask, events};
 pub(crate) use cluster::{Cluster, Stream, engine, on, serving};
 pub(crate) use gateway::{Gateway, free_port};
+pub(crate) use http2::Http2;
 pub(crate) use raw::{RawAnswer, RawEngine};
 pub(crate) use wait::{PATIENCE, settled, wait_for, within};
