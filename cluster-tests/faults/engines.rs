@@ -91,6 +91,9 @@ const MID_STREAM: &[Row] = &[
     ("garble@event:3", Stream::Yes, Seen::BreaksOff("upstream_protocol_error"), Again::Never),
     ("error@event:3", Stream::Yes, Seen::EnginesEvent, Again::Never),
     ("delay=60ms@event:3", Stream::Yes, Seen::Whole, Again::Never),
+    ("fin@end", Stream::Yes, Seen::Whole, Again::Never),
+    ("rst@end", Stream::Yes, Seen::Whole, Again::Never),
+    ("badchunk@end", Stream::Yes, Seen::Whole, Again::Never),
     ("delay=5ms@event:*", Stream::Yes, Seen::Whole, Again::Never),
 ];
 

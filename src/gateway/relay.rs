@@ -329,6 +329,11 @@ impl RelayBody {
 
     /// Breaks off, and says so in the dialect of the stream.
     fn fail(&mut self, failure: Failure) {
+        if self.events.as_ref().is_some_and(|events| events.scanner.terminal().is_some()) {
+            // The caller has the whole answer, and nothing may follow the event that says so.
+            self.source = None;
+            return self.settle_end();
+        }
         let failure = failure.dispatched(Dispatched::Yes);
         self.source = None;
         self.answering.settle(Outcome::Failure);
