@@ -43,6 +43,7 @@ impl Bench {
             "failed",
             "starved",
             "RSS before MB",
+            "RSS opened MB",
             "RSS held MB",
             "KiB/stream",
             "KB/s read",
@@ -54,6 +55,7 @@ impl Bench {
             let mut holders = Holders::start(&proxy, streams, Reading::Slow)?;
             holders.wait_until_open()?;
             let opened = holders.status;
+            let open = proxy.usage().resident_bytes;
             let status = holders.watch(held)?;
             let after = proxy.usage().resident_bytes;
             let per_stream = after.saturating_sub(before) as f64 / 1024.0 / streams as f64;
@@ -64,6 +66,7 @@ impl Bench {
                 status.failed.to_string(),
                 status.starved.to_string(),
                 figure(Some(before as f64 / 1e6)),
+                figure(Some(open as f64 / 1e6)),
                 figure(Some(after as f64 / 1e6)),
                 figure(Some(per_stream)),
                 figure(Some((status.bytes - opened.bytes) as f64 / held.as_secs_f64() / 1000.0)),
