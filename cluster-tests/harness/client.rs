@@ -309,6 +309,13 @@ impl Connection {
         self.stream.shutdown().await.unwrap();
     }
 
+    /// Reads until the other side closes, whatever it sends.
+    pub(crate) async fn drain(&mut self) {
+        while self.fill().await {
+            self.buffer.clear();
+        }
+    }
+
     /// Hangs up abruptly: the other side gets a reset.
     pub(crate) fn reset(self) {
         self.stream.set_zero_linger().unwrap();
