@@ -19,6 +19,8 @@ pub struct HealthConfig {
     pub endpoint: String,
     /// Time between probes.
     pub interval: Duration,
+    /// Time between probes of a worker that has never answered; `interval` where that is shorter.
+    pub startup_interval: Duration,
     /// How long a probe may take.
     pub timeout: Duration,
     /// Successes in a row that make a worker ready; zero counts as one.
@@ -35,6 +37,7 @@ impl Default for HealthConfig {
             enabled: true,
             endpoint: "/health".to_owned(),
             interval: Duration::from_secs(60),
+            startup_interval: Duration::from_secs(1),
             timeout: Duration::from_secs(5),
             success_threshold: 2,
             failure_threshold: 3,
@@ -218,7 +221,7 @@ pub(crate) enum Draining {
     No,
 }
 
-/// How soon a worker that is not ready is asked again while there is hope: it has never answered, or just has.
+/// How soon a worker that was away is asked again when it has just answered.
 const HOPEFUL_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -307,7 +310,8 @@ impl Machine {
             Phase::Ready { .. } | Phase::NotReady { successes: 0, .. } | Phase::Failed { successes: 0 } => {
                 config.interval
             }
-            Phase::Pending { .. } | Phase::NotReady { .. } | Phase::Failed { .. } => HOPEFUL_PAUSE.min(config.interval),
+            Phase::Pending { .. } => config.startup_interval.min(config.interval),
+            Phase::NotReady { .. } | Phase::Failed { .. } => HOPEFUL_PAUSE.min(config.interval),
         }
     }
 }

@@ -124,6 +124,7 @@ impl HealthOverride {
             enabled: self.disable_health_check.map_or(base.enabled, |disabled| !disabled),
             endpoint: self.endpoint.clone().unwrap_or_else(|| base.endpoint.clone()),
             interval: seconds(self.check_interval_secs, base.interval),
+            startup_interval: base.startup_interval,
             timeout: seconds(self.timeout_secs, base.timeout),
             success_threshold: self.success_threshold.unwrap_or(base.success_threshold),
             failure_threshold: self.failure_threshold.unwrap_or(base.failure_threshold),

@@ -6,7 +6,7 @@ use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use smg_admission::Gate;
 use smg_base::{Clock, SplitMix, Timestamp, TtlMap, WorkerId};
-use smg_fleet::Fleet;
+use smg_fleet::{Fleet, Status};
 use smg_routing::Policy;
 use smg_runtime::{Shutdown, metrics::Registrar};
 use smg_upstream::Upstream;
@@ -54,6 +54,7 @@ pub struct Gateway {
     pub(crate) body_budget: Arc<BodyBudget>,
     settings: ArcSwap<Versioned>,
     retiring: Mutex<BTreeMap<WorkerId, Timestamp>>,
+    swept: Mutex<Timestamp>,
 }
 
 impl Gateway {
@@ -68,6 +69,7 @@ impl Gateway {
             plans: Plans::default(),
             settings: ArcSwap::from_pointee(Versioned { version: 1, settings }),
             retiring: Mutex::default(),
+            swept: Mutex::new(parts.clock.now()),
             metrics,
             config,
             fleet: parts.fleet,
@@ -95,14 +97,19 @@ impl Gateway {
         self.retiring.lock().remove(&worker);
     }
 
-    /// Removes the retired workers whose requests have ended, and those that had `patience` to end them. To be called
-    /// every second or so.
-    pub fn remove_retired(&self, settle: Duration, patience: Duration) {
+    /// Removes the retired workers whose requests have ended, and those that had `patience` to end them; none before
+    /// its drain has had time to settle. To be called every second or so.
+    pub fn remove_retired(&self, patience: Duration) {
         let now = self.clock.now();
         let mut retiring = self.retiring.lock();
         retiring.retain(|&id, &mut since| {
+            let worker = self.fleet.snapshot().worker(id).cloned();
+            // One that is no longer draining was declared or added again.
+            let Some(worker) = worker.filter(|worker| worker.status() == Status::Draining) else {
+                return false;
+            };
             let waited = now.since(since);
-            let removed = if waited < settle {
+            let removed = if waited < worker.health.drain_settle {
                 None
             } else if waited >= patience {
                 self.fleet.abandon_drain(id)
@@ -113,7 +120,7 @@ impl Gateway {
                 tracing::info!(worker = %id, url = %worker.spec.url, "worker removed");
                 self.forget_worker(id);
             }
-            removed.is_none() && self.fleet.snapshot().worker(id).is_some()
+            removed.is_none()
         });
     }
 
@@ -123,9 +130,15 @@ impl Gateway {
         self.plans.forget(worker);
     }
 
-    /// Expires what is old in the policies and in the memory of response ids. To be called every few seconds.
+    /// Expires what is old in the policies and in the memory of response ids, if the time between two sweeps has
+    /// passed. To be called every second or so.
     pub fn sweep(&self) {
         let now = self.clock.now();
+        let mut swept = self.swept.lock();
+        if now.since(*swept) < self.settings().settings.sweep_interval {
+            return;
+        }
+        *swept = now;
         self.plans.sweep(now);
         self.affinity.sweep(now);
     }

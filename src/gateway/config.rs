@@ -84,6 +84,8 @@ pub struct Settings {
     pub access_log: AccessLog,
     /// Time after which a request is logged as slow, whatever `access_log` says, unless that is off.
     pub slow_request: Duration,
+    /// Time between two sweeps of what policies and the memory of response ids have not used for too long.
+    pub sweep_interval: Duration,
 }
 
 impl Default for Settings {
@@ -104,6 +106,7 @@ impl Default for Settings {
             models: StableMap::default(),
             access_log: AccessLog::All,
             slow_request: Duration::from_secs(600),
+            sweep_interval: Duration::from_secs(120),
         }
     }
 }

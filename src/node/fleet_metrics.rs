@@ -8,8 +8,21 @@ use smg_fleet::{BreakerState, Fleet, Status, Worker};
 use smg_gateway::Gateway;
 use smg_runtime::metrics::Registrar;
 
+/// Whether what engines say of their load is shown as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EngineLoads {
+    Shown,
+    Hidden,
+}
+
 /// Registers the gauges; each reading is made from the snapshot of that moment, so that removed workers vanish.
-pub(crate) fn register(registrar: &Registrar, fleet: &Arc<Fleet>, gateway: &Arc<Gateway>, clock: Arc<dyn Clock>) {
+pub(crate) fn register(
+    registrar: &Registrar,
+    fleet: &Arc<Fleet>,
+    gateway: &Arc<Gateway>,
+    clock: Arc<dyn Clock>,
+    engine_loads: EngineLoads,
+) {
     let gauges = Gauges::new(registrar);
     let fleet = fleet.clone();
     let gateway = gateway.clone();
@@ -24,6 +37,9 @@ pub(crate) fn register(registrar: &Registrar, fleet: &Arc<Fleet>, gateway: &Arc<
         }
         for worker in snapshot.workers() {
             gauges.read(worker);
+            if engine_loads == EngineLoads::Shown {
+                gauges.read_engine(worker);
+            }
         }
         for (model, policy) in gateway.policies() {
             let labels = [model.as_str(), policy.kind().as_str()];
@@ -134,9 +150,12 @@ impl Gauges {
         if let Some(rate) = state.rates.prefill_tokens_per_second() {
             self.prefill.with_label_values(&url).set(rate);
         }
-        if let Some(engine) = state.load.engine() {
+    }
+
+    fn read_engine(&self, worker: &Worker) {
+        if let Some(engine) = worker.state.load.engine() {
             let model = worker.models().first().map_or("unknown", |card| card.id.as_str());
-            let labels = [url[0], model, "0"];
+            let labels = [worker.spec.url.as_str(), model, "0"];
             self.engine_running.with_label_values(&labels).set(i64::from(engine.running));
             self.engine_waiting.with_label_values(&labels).set(i64::from(engine.waiting));
             self.engine_kv.with_label_values(&labels).set(f64::from(engine.kv_usage));

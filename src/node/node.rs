@@ -22,7 +22,8 @@ use tokio::net::TcpListener;
 use crate::{
     config::{Config, Inputs},
     error::Error,
-    fleet_metrics, reload, settings, signals,
+    fleet_metrics::{self, EngineLoads},
+    reload, settings, signals,
 };
 
 /// A node that has bound its ports and knows its workers, but has not begun to serve.
@@ -63,7 +64,7 @@ impl Node {
     ///
     /// `inherited` are the sockets that a service supervisor opened; the first becomes the traffic port.
     pub async fn build(config: Config, inputs: Inputs, inherited: Vec<systemd::Inherited>) -> Result<Self, Error> {
-        let name = config.sections.node.node_name.clone().unwrap_or_else(|| "smg".to_owned());
+        let name = config.sections.node.node_name.clone().unwrap_or_else(host_name);
         let telemetry = smg_telemetry::init(&settings::telemetry(&config, &name))?;
         for warning in &config.warnings {
             tracing::warn!(%warning, "configuration");
@@ -129,6 +130,7 @@ impl Node {
         let shutdown = self.shutdown.clone();
         let tasks = self.tasks.clone();
         let notifier = Arc::new(systemd::Notifier::from_env());
+        let mut signals = signals::Stop::listen().map_err(Error::io("listen for signals"))?;
         let address = self.address().map_err(Error::io("read the traffic port's address"))?;
         let (fleet, clock) = (self.fleet.clone(), self.clock.clone());
         let telemetry = self.start(&notifier)?;
@@ -138,7 +140,7 @@ impl Node {
             std::future::pending::<()>().await;
         };
         let cause = tokio::select! {
-            signal = signals::stop() => signal,
+            signal = signals.next() => signal,
             () = shutdown.reached(Phase::Draining) => "request",
             () = announced => "never",
         };
@@ -146,15 +148,17 @@ impl Node {
         shutdown.advance(Phase::Draining);
         log_refused(notifier.stopping());
         // Load balancers need time to see that this node is not ready; a second signal cuts it short.
-        tokio::select! {
-            () = tokio::time::sleep(delay) => {}
-            _ = signals::stop() => {}
-            () = shutdown.reached(Phase::Closing) => {}
+        if !delay.is_zero() {
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                _ = signals.next() => {}
+                () = shutdown.reached(Phase::Closing) => {}
+            }
         }
         shutdown.advance(Phase::Closing);
         let stragglers = tokio::select! {
             stragglers = tasks.finish(grace - delay) => stragglers,
-            _ = signals::stop() => vec!["a second signal came".to_owned()],
+            _ = signals.next() => vec!["a second signal came".to_owned()],
         };
         if !stragglers.is_empty() {
             tracing::warn!(?stragglers, "stopped before everything had ended");
@@ -188,7 +192,8 @@ impl Node {
         let address = sockets.traffic.local_addr().map_err(Error::io("read the traffic port's address"))?;
         tasks.observe(&registrar);
         telemetry.observe(&registrar);
-        fleet_metrics::register(&registrar, &fleet, &gateway, clock.clone());
+        let engine_loads = if config.sections.fleet.engine_metrics { EngineLoads::Shown } else { EngineLoads::Hidden };
+        fleet_metrics::register(&registrar, &fleet, &gateway, clock.clone(), engine_loads);
         let instruments = Instruments { listener: ListenerMetrics::new(&registrar), registrar: registrar.clone() };
 
         let hooks = probe::Hooks {
@@ -209,7 +214,8 @@ impl Node {
             let monitor = load::run_load_monitor(fleet.clone(), upstream, clock.clone(), shutdown.clone(), interval);
             tasks.spawn(TaskKind::LoadMonitor, "load monitor", monitor);
         }
-        tasks.spawn(TaskKind::Sweeper, "sweeper", sweep(gateway.clone(), config.clone(), shutdown.clone()));
+        let drain_patience = config.sections.health.worker_drain_timeout;
+        tasks.spawn(TaskKind::Sweeper, "sweeper", sweep(gateway.clone(), drain_patience, shutdown.clone()));
         tasks.spawn(TaskKind::Background, "vitals", {
             let (registrar, shutdown) = (registrar.clone(), shutdown.clone());
             async move { vitals::beat(&registrar, shutdown).await }
@@ -260,6 +266,14 @@ impl Node {
         log_refused(notifier.ready());
         Ok(telemetry)
     }
+}
+
+/// What the system calls this machine.
+fn host_name() -> String {
+    let name =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::fs::read_to_string("/etc/hostname"));
+    let name = name.map(|name| name.trim().to_owned()).ok().filter(|name| !name.is_empty());
+    name.unwrap_or_else(|| "smg".to_owned())
 }
 
 /// Waits until a worker can be used.
@@ -345,20 +359,14 @@ fn serve_probes(socket: std::net::TcpListener, gateway: Arc<Gateway>, shutdown: 
 }
 
 /// Expires what is old and removes workers that have drained.
-async fn sweep(gateway: Arc<Gateway>, config: Config, shutdown: Shutdown) {
-    let health = &config.sections.health;
-    let (settle, patience) = (health.drain_settle_secs, health.worker_drain_timeout);
-    let mut ticks: u32 = 0;
+async fn sweep(gateway: Arc<Gateway>, drain_patience: Duration, shutdown: Shutdown) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
             () = shutdown.reached(Phase::Closing) => return,
         }
-        gateway.remove_retired(settle, patience);
-        ticks = ticks.wrapping_add(1);
-        if ticks.is_multiple_of(5) {
-            gateway.sweep();
-        }
+        gateway.remove_retired(drain_patience);
+        gateway.sweep();
     }
 }
 
@@ -382,7 +390,7 @@ pub fn metrics_reference() -> Vec<smg_runtime::metrics::Description> {
         registrar: registrar.clone(),
     };
     let gateway = Gateway::new(smg_gateway::Config::default(), smg_gateway::Settings::default(), parts);
-    fleet_metrics::register(&registrar, &fleet, &gateway, clock);
+    fleet_metrics::register(&registrar, &fleet, &gateway, clock, EngineLoads::Shown);
     let _listener = ListenerMetrics::new(&registrar);
     let _reload = reload::ReloadMetrics::new(&registrar);
     Tasks::new(shutdown).observe(&registrar);

@@ -6,6 +6,7 @@ use smg_gateway::{
     AdminAccess, ModelDefaults, ModelSettings, PolicySettings, Replays, RetrySettings, Settings, Timeouts, TraceHooks,
     listener,
 };
+use smg_upstream::rules::UrlRules;
 
 use crate::config::{Config, sections};
 
@@ -49,6 +50,7 @@ pub(crate) fn gateway(config: &Config) -> Settings {
             sections::AccessLog::Off => smg_gateway::AccessLog::Off,
         },
         slow_request: sections.logging.slow_request,
+        sweep_interval: sections.routing.eviction_interval,
     }
 }
 
@@ -102,7 +104,10 @@ fn timeouts(timeouts: &sections::Timeouts) -> Timeouts {
 pub(crate) fn fleet(config: &Config) -> FleetConfig {
     let sections = &config.sections;
     FleetConfig {
-        health: health(&sections.health),
+        health: HealthConfig {
+            startup_interval: sections.fleet.worker_startup_check_interval,
+            ..health(&sections.health)
+        },
         breaker: breaker(&sections.circuit_breaker),
         scope: sections.node.node_name.clone(),
         workers_max: sections.fleet.workers_max.get(),
@@ -118,6 +123,7 @@ fn health(health: &sections::Health) -> HealthConfig {
         endpoint: health.health_check_endpoint.clone(),
         enabled: !health.disable_health_check,
         drain_settle: health.drain_settle_secs,
+        ..HealthConfig::default()
     }
 }
 
@@ -133,19 +139,26 @@ fn breaker(breaker: &sections::CircuitBreaker) -> BreakerConfig {
 
 /// The client to workers.
 pub(crate) fn upstream(config: &Config) -> smg_upstream::Config {
-    let upstream = &config.sections.upstream;
+    let (upstream, security) = (&config.sections.upstream, &config.sections.security);
     smg_upstream::Config {
         connect_timeout: upstream.connect_timeout,
         pool_idle_timeout: upstream.pool_idle_timeout,
         pool_idle_per_worker: upstream.pool_idle_per_worker_max,
         response_head_bytes_max: upstream.response_head_bytes_max.as_usize(),
+        http2: upstream.worker_http2,
         tls: smg_upstream::TlsConfig {
             ca_files: upstream.ca_cert_paths.clone(),
             client_cert: upstream.client_cert_path.clone(),
             client_key: upstream.client_key_path.clone(),
-            ..smg_upstream::TlsConfig::default()
+            server_name: upstream.worker_server_name.clone(),
         },
-        ..smg_upstream::Config::default()
+        // Whoever may write flags and files may name any address.
+        operator_rules: UrlRules::default(),
+        api_rules: UrlRules {
+            allow: security.worker_url_allow.clone(),
+            deny: security.worker_url_deny.clone(),
+            unlisted: security.worker_url_unlisted,
+        },
     }
 }
 

@@ -68,8 +68,8 @@ pub struct Limits {
     /// Largest request body; a larger one is answered with 413.
     #[arg(long, default_value = "512MiB")]
     pub max_payload_size: ByteSize,
-    /// Memory for all request bodies that are being read or kept for a retry. A request that finds no room waits
-    /// for it, or goes out without being kept.
+    /// Memory for all request bodies that are being read or kept for a retry. A request that finds no room is
+    /// answered with 503 and `Retry-After`.
     #[arg(long, default_value = "2GiB")]
     pub body_memory_max: ByteSize,
     /// Requests in progress at once; more wait in a queue. -1 for no limit.

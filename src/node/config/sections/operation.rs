@@ -26,7 +26,7 @@ pub struct Logging {
     /// Which requests get a line in the log.
     #[arg(long, value_enum, default_value = "all")]
     pub access_log: AccessLog,
-    /// Age at which a request whose answer has not begun is logged as slow.
+    /// Time after which a request counts as slow and is logged also by `--access-log errors`.
     #[arg(long, default_value = "10m", value_parser = some_seconds)]
     pub slow_request: Duration,
 }
