@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::error::Error;
-use crate::report::{self, Counts};
+use crate::report::{self, Counts, Runner};
 use crate::tools;
 
 /// The repository's root, where every step runs.
@@ -77,7 +77,7 @@ impl Step {
     }
 
     /// Runs a test runner, passes on what it prints, and reads its last closing line.
-    pub(crate) fn run_tests(&self) -> Result<Tested, Error> {
+    pub(crate) fn run_tests(&self, runner: Runner) -> Result<Tested, Error> {
         // Both streams in one pipe keep their order; a shell joins them, since the standard library can't.
         let mut command = Command::new("sh");
         command.args(["-c", "exec \"$@\" 2>&1", "sh"]).arg(&self.program).args(&self.arguments);
@@ -88,7 +88,7 @@ impl Step {
         for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line);
             report::line(&line);
-            if let Some(counts) = Counts::of_closing_line(&line) {
+            if let Some(counts) = runner.counts(&line) {
                 tested.counts = counts;
                 tested.closing_line = line.trim().to_owned();
             }

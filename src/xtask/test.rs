@@ -8,7 +8,7 @@ use clap::Args;
 use crate::docs;
 use crate::error::Error;
 use crate::process::{Step, Tested, root, target};
-use crate::report::{self, Counts};
+use crate::report::{self, Counts, Runner};
 use crate::tools;
 
 /// Tests with real `smg` processes: the integration target of the root package.
@@ -43,7 +43,7 @@ fn nextest(filter: &str) -> Result<Tested, Error> {
     let step = Step::cargo().args(["nextest", "run", "--workspace", "--no-tests=pass", "-E", filter]);
     let step = step.env("CARGO_TERM_COLOR", "never").env("NEXTEST_HIDE_PROGRESS_BAR", "1");
     let step = if std::env::var_os("CI").is_some() { step.env("NEXTEST_PROFILE", "ci") } else { step };
-    step.run_tests()
+    step.run_tests(Runner::Nextest)
 }
 
 fn documents() -> Result<Tested, Error> {
@@ -65,7 +65,7 @@ fn sdk(python: &Path) -> Result<Tested, Error> {
     report::step(format!("pytest {SDK_FOLDER}"));
     Step::cargo().args(["build", "--quiet", "--bin", "smg"]).run()?;
     let step = Step::new(python).args(["-m", "pytest", "--quiet", "--color=no", "-p", "no:cacheprovider", SDK_FOLDER]);
-    step.env("SMG_BIN", target().join("debug/smg")).env("PYTHONDONTWRITEBYTECODE", "1").run_tests()
+    step.env("SMG_BIN", target().join("debug/smg")).env("PYTHONDONTWRITEBYTECODE", "1").run_tests(Runner::Pytest)
 }
 
 /// How many scenarios there are, counted in the text, for they must be countable where Python is missing.
