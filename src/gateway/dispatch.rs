@@ -83,7 +83,7 @@ pub(crate) async fn dispatch(
             Err(rejected) => rejected,
         };
         attempt += 1;
-        trail.attempt_ended(rejected.failure.code.as_str(), rejected.failure.dispatched.as_str());
+        trail.attempt_ended(rejected.failure.code.as_str(), rejected.failure.dispatched);
         EndpointMeters::worker_error(&gateway.metrics, rejected.failure.code.as_str());
         excluded.push(worker.id);
         let wait = match may_try_again(gateway, &prepared, &rejected, &excluded, attempt) {
@@ -176,7 +176,7 @@ fn route(gateway: &Gateway, prepared: &Prepared, excluded: &[WorkerId], trail: &
         let chosen = match prepared.plan.policy.choose(&prepared.pool, &ask, &mut decision) {
             Ok(chosen) => chosen,
             Err(reason) => {
-                trail.decided(None, decision);
+                trail.not_chosen(reason, decision);
                 return Err(reason);
             }
         };
@@ -200,10 +200,10 @@ fn route(gateway: &Gateway, prepared: &Prepared, excluded: &[WorkerId], trail: &
         }
         let labels = [prepared.plan.policy_kind().as_str(), decision.reason().as_str()];
         gateway.metrics.policy_branches.with_label_values(&labels).inc();
-        trail.decided(Some(worker.id), decision);
+        trail.chosen(worker.id, decision);
         return Ok(Routed { worker: worker.clone(), ticket: Some(ticket), load, predicted_tokens });
     }
-    trail.decided(None, decision);
+    trail.not_chosen(NoChoice::NoneAvailable, decision);
     Err(NoChoice::NoneAvailable)
 }
 

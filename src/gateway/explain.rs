@@ -28,7 +28,8 @@ pub(crate) struct Record {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct AttemptRecord {
     pub(crate) worker: Option<WorkerId>,
-    pub(crate) result: &'static str,
+    /// How it ended; none while it goes on.
+    pub(crate) result: Option<&'static str>,
     pub(crate) dispatched: &'static str,
     pub(crate) decision: Box<Explanation>,
 }

@@ -338,7 +338,7 @@ impl RelayBody {
         self.source = None;
         self.answering.settle(Outcome::Failure);
         let trail = &mut self.answering.trail;
-        trail.attempt_ended(failure.code.as_str(), failure.dispatched.as_str());
+        trail.attempt_ended(failure.code.as_str(), failure.dispatched);
         trail.fail(&failure);
         let endpoint = trail.endpoint();
         let labels = [endpoint.label(), failure.code.as_str()];

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use http::HeaderMap;
 use smg_api::{Endpoint, Usage};
 use smg_base::{RequestId, Timestamp, WorkerId};
-use smg_infer::{Blame, Failure, FailureCode};
-use smg_routing::Explanation;
+use smg_infer::{Blame, Dispatched, Failure, FailureCode};
+use smg_routing::{Explanation, NoChoice};
 use tracing::{Span, field};
 
 use crate::{
@@ -181,16 +181,29 @@ impl Trail {
         self.target.as_ref().map(|target| &*target.meters)
     }
 
-    /// A worker was chosen, or none could be.
-    pub(crate) fn decided(&mut self, worker: Option<WorkerId>, decision: Box<Explanation>) {
-        self.attempts.push(AttemptRecord { worker, result: "open", dispatched: "no", decision });
+    /// A worker was chosen.
+    pub(crate) fn chosen(&mut self, worker: WorkerId, decision: Box<Explanation>) {
+        let worker = Some(worker);
+        self.attempts.push(AttemptRecord { worker, result: None, dispatched: Dispatched::No.as_str(), decision });
+    }
+
+    /// No worker could be chosen.
+    pub(crate) fn not_chosen(&mut self, reason: NoChoice, decision: Box<Explanation>) {
+        let (result, dispatched) = (Some(reason.as_str()), Dispatched::No.as_str());
+        self.attempts.push(AttemptRecord { worker: None, result, dispatched, decision });
     }
 
     /// The last attempt ended so.
-    pub(crate) fn attempt_ended(&mut self, result: &'static str, dispatched: &'static str) {
+    pub(crate) fn attempt_ended(&mut self, result: &'static str, dispatched: Dispatched) {
         if let Some(attempt) = self.attempts.last_mut() {
-            attempt.result = result;
-            attempt.dispatched = dispatched;
+            attempt.result = Some(result);
+            attempt.dispatched = dispatched.as_str();
+        }
+    }
+
+    fn attempt_dispatched(&mut self, dispatched: Dispatched) {
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.dispatched = dispatched.as_str();
         }
     }
 
@@ -218,6 +231,8 @@ impl Trail {
 
     /// The request leaves for a worker now.
     pub(crate) fn dispatching(&mut self, now: Timestamp) {
+        // Until something is heard, it may have arrived.
+        self.attempt_dispatched(Dispatched::Maybe);
         if self.dispatched.is_none() {
             self.dispatched = Some(now);
             if let Some(target) = &self.target {
@@ -229,6 +244,7 @@ impl Trail {
     /// The worker's answer began.
     pub(crate) fn first_byte(&mut self, now: Timestamp) {
         self.first_byte = Some(now);
+        self.attempt_dispatched(Dispatched::Yes);
         if let (Some(target), Some(dispatched)) = (&self.target, self.dispatched) {
             target.meters.dispatch.observe(now.since(dispatched).as_secs_f64());
         }
@@ -422,6 +438,11 @@ impl Trail {
     fn explain(&mut self, now: Timestamp) {
         if !self.gateway.explanations.is_on() {
             return;
+        }
+        let outcome = self.outcome();
+        if let Some(attempt) = self.attempts.last_mut() {
+            // The attempt that was under way ended as the request did.
+            attempt.result.get_or_insert(outcome);
         }
         let milliseconds = |duration: Duration| duration.as_secs_f64() * 1_000.0;
         let age = now.since(self.received);
