@@ -42,6 +42,16 @@ pub(crate) fn admin(headers: &HeaderMap, peer: Option<PeerAddress>, settings: &S
     ))
 }
 
+/// Whether a web page sent the request that is not among those which may call. Without a key nothing else keeps the pages
+/// that somebody visits on this machine from administering the gateway; that every page may call (`*`) does not say
+/// that every page may do this.
+pub(crate) fn is_of_foreign_page(headers: &HeaderMap, origins: &[String]) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else {
+        return false;
+    };
+    !origins.iter().any(|allowed| allowed != "*" && allowed.as_bytes() == origin.as_bytes())
+}
+
 fn unauthorized(headers: &HeaderMap) -> Failure {
     let message = if offered(headers).next().is_some() {
         "the API key is not valid"

@@ -1,6 +1,6 @@
 //! Reading a request body: whole, bounded in size, memory and time.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header};
@@ -30,6 +30,15 @@ pub(crate) struct Limits {
 /// The length the client announced, if it did.
 pub(crate) fn announced(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Refuses a body that is announced too large before its client, which waits for a word, has sent any of it.
+pub(crate) fn expect_fit(headers: &HeaderMap, limits: Limits) -> Result<(), Failure> {
+    let waits = headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    match announced(headers) {
+        Some(length) if waits && length > limits.bytes_max => Err(too_large(limits.bytes_max)),
+        _ => Ok(()),
+    }
 }
 
 /// Reads the whole of `body`. A body that came in one piece is not copied.
@@ -126,9 +135,7 @@ impl Pace {
                 .map_err(|_| Failure::new(FailureCode::ClientTooSlow, "the request body arrived too slowly"))?;
             match frame {
                 None => return Ok(None),
-                Some(Err(_)) => {
-                    return Err(Failure::new(FailureCode::ClientClosed, "the request body broke off"));
-                }
+                Some(Err(error)) => return Err(broken(&error)),
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) if data.is_empty() => {}
                     Ok(data) => {
@@ -139,6 +146,20 @@ impl Pace {
                 },
             }
         }
+    }
+}
+
+/// A body that is framed wrongly is the client's fault; one that ends early means that the client has gone.
+fn broken(error: &axum::Error) -> Failure {
+    let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    let is_malformed = causes.any(|cause| {
+        let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        matches!(kind, Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData))
+    });
+    if is_malformed {
+        Failure::new(FailureCode::InvalidRequest, "the request body is not framed as HTTP wants it")
+    } else {
+        Failure::new(FailureCode::ClientClosed, "the request body broke off")
     }
 }
 

@@ -87,6 +87,7 @@ pub(crate) async fn prepare(
     let settings = &current.settings;
     expect_json(&head.headers)?;
     let limits = Limits { bytes_max: settings.body_bytes_max.0, pause_max: settings.body_timeout };
+    body::expect_fit(&head.headers, limits)?;
     let mut share = gateway.body_budget.share();
     let body = body::collect(body, body::announced(&head.headers), limits, &mut share).await?;
     trail.body_read(body.len());

@@ -31,6 +31,7 @@ pub(crate) async fn prepare(
     let Received { endpoint, head, mut body } = received;
     let settings = &current.settings;
     let limits = Limits { bytes_max: settings.body_bytes_max.0, pause_max: settings.body_timeout };
+    body::expect_fit(&head.headers, limits)?;
     let announced = body::announced(&head.headers);
     if announced.is_some_and(|length| length > limits.bytes_max) {
         body::linger(&mut body).await;

@@ -8,12 +8,16 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
+use http_body::Body;
+use http_body_util::BodyExt;
 use serde::Serialize;
-use smg_infer::Failure;
+use smg_infer::{Failure, FailureCode};
 
 use crate::{
     access::{self, PeerAddress},
     app::Gateway,
+    body::{self, Limits},
+    config::Settings,
     routes,
 };
 
@@ -32,25 +36,62 @@ pub(crate) enum Door {
     Admin,
 }
 
-/// Lets only those in who may come in.
+/// Largest body of an admin request.
+const BODY_BYTES_MAX: u64 = 1 << 20;
+
+/// Longest text with which a path, query or body is refused before the handler sees it.
+const REASON_BYTES_MAX: u64 = 4 << 10;
+
+/// Lets only those in who may come in. What a handler gets has its body whole, and what it says to one that is malformed has
+/// the shape of all errors.
 pub(crate) async fn guard(door: Door, gateway: Arc<Gateway>, request: Request, next: Next) -> Response {
-    let refused = {
-        let current = gateway.settings();
-        let headers = request.headers();
-        match door {
-            Door::Serving => access::serving(headers, &current.settings).err(),
-            Door::Admin => {
-                let peer = request.extensions().get::<PeerAddress>().copied();
-                access::admin(headers, peer, &current.settings).err()
-            }
+    let current = gateway.settings().clone();
+    if let Err(failure) = let_in(door, &gateway, &current.settings, &request) {
+        let surface = if door == Door::Admin { "admin" } else { "serving" };
+        gateway.metrics.auth_failures.with_label_values(&[surface]).inc();
+        return routes::refuse(&gateway, &request, &failure);
+    }
+    let (head, body) = request.into_parts();
+    let mut share = gateway.body_budget.share();
+    let body = if door == Door::Admin {
+        let limits = Limits { bytes_max: BODY_BYTES_MAX, pause_max: current.settings.body_timeout };
+        match body::collect(body, body::announced(&head.headers), limits, &mut share).await {
+            Ok(body) => body.into(),
+            Err(failure) => return Answer::from(failure).into_response(),
         }
+    } else {
+        body
     };
-    let Some(failure) = refused else {
-        return next.run(request).await;
-    };
-    let surface = if door == Door::Admin { "admin" } else { "serving" };
-    gateway.metrics.auth_failures.with_label_values(&[surface]).inc();
-    routes::refuse(&gateway, &request, &failure)
+    reworded(next.run(Request::from_parts(head, body)).await).await
+}
+
+fn let_in(door: Door, gateway: &Gateway, settings: &Settings, request: &Request) -> Result<(), Failure> {
+    let headers = request.headers();
+    if door == Door::Serving {
+        return access::serving(headers, settings).map(drop);
+    }
+    access::admin(headers, request.extensions().get::<PeerAddress>().copied(), settings)?;
+    let has_key = settings.admin_key.is_some() || settings.api_key.is_some();
+    if !has_key && access::is_of_foreign_page(headers, &gateway.config.cors_origins) {
+        return Err(Failure::new(FailureCode::Forbidden, "web pages may not administer a gateway that has no key"));
+    }
+    Ok(())
+}
+
+/// Puts the plain text with which axum refuses paths, queries and bodies into the shape of all errors.
+async fn reworded(response: Response) -> Response {
+    let is_text = |value: &http::HeaderValue| value.as_bytes().starts_with(b"text/plain");
+    let is_plain = response.headers().get(http::header::CONTENT_TYPE).is_some_and(is_text);
+    let is_short = response.body().size_hint().exact().is_some_and(|bytes| bytes <= REASON_BYTES_MAX);
+    if !response.status().is_client_error() || !is_plain || !is_short {
+        return response;
+    }
+    let status = response.status();
+    let reason = response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+    let reason = String::from_utf8_lossy(&reason).into_owned();
+    let mut worded = Answer::from(Failure::new(FailureCode::InvalidRequest, reason)).into_response();
+    *worded.status_mut() = status;
+    worded
 }
 
 /// An admin answer: JSON with a status, or a failure in the usual shape.
@@ -63,7 +104,7 @@ impl Answer {
             Ok(raw) => Self(Ok((status, raw))),
             Err(error) => {
                 tracing::error!(%error, "cannot serialise an admin answer");
-                Self(Err(Failure::new(smg_infer::FailureCode::Internal, "the answer cannot be written")))
+                Self(Err(Failure::new(FailureCode::Internal, "the answer cannot be written")))
             }
         }
     }

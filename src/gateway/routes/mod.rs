@@ -160,7 +160,9 @@ async fn serve(State(gateway): State<Arc<Gateway>>, request: Request) -> Respons
         return unknown(State(gateway), request).await;
     };
     if request.method() != Method::POST {
-        return wrong_method(State(gateway), request).await;
+        let mut refusal = wrong_method(State(gateway), request).await;
+        refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+        return refusal;
     }
     let (head, body) = request.into_parts();
     pipeline::serve(gateway, Received { endpoint, head, body }).await
