@@ -48,7 +48,7 @@ pub(crate) struct Reloader {
 }
 
 impl Reloader {
-    /// Reloads on SIGHUP and when the file's content has changed.
+    /// Reloads on SIGHUP and when what the files hold has changed.
     pub(crate) async fn run(mut self, shutdown: Shutdown) {
         self.stamp();
         let interval = self.config.sections.node.config_watch_interval;
@@ -68,9 +68,15 @@ impl Reloader {
         }
     }
 
-    /// Compared as a whole, because editors and Kubernetes replace files in ways that fool time stamps.
-    async fn content(&self) -> Option<Vec<u8>> {
-        tokio::fs::read(self.config.file.as_ref()?).await.ok()
+    /// What the configuration, the certificate and its key hold. Compared as a whole, because editors and Kubernetes
+    /// replace files in ways that fool time stamps.
+    async fn content(&self) -> Vec<Option<Vec<u8>>> {
+        let tls = &self.config.sections.tls;
+        let mut contents = Vec::new();
+        for path in [&self.config.file, &tls.tls_cert_path, &tls.tls_key_path].into_iter().flatten() {
+            contents.push(tokio::fs::read(path).await.ok());
+        }
+        contents
     }
 
     fn stamp(&self) {

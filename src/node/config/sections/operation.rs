@@ -88,7 +88,7 @@ pub struct Node {
     /// value reads none.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// How often the file is looked at for changes; 0 only reloads on SIGHUP.
+    /// How often the file, the certificate and its key are looked at for changes; 0 only reloads on SIGHUP.
     #[arg(long, default_value = "2s", value_parser = seconds)]
     pub config_watch_interval: Duration,
     /// The name of this node in logs and traces. By default the host's name.

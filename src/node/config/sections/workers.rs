@@ -68,7 +68,7 @@ pub struct Health {
     /// Remove workers that fail their probes. By default they stay registered and come back by themselves.
     #[arg(long)]
     pub remove_unhealthy_workers: bool,
-    /// Longest time for a removed worker to finish its requests before they are cut off.
+    /// Longest time a removed worker stays listed to finish its requests; what is left then goes on unlisted.
     #[arg(long, default_value = "5m", value_parser = seconds)]
     pub worker_drain_timeout: Duration,
     /// Least time between the start of a worker's drain and its removal, in which other nodes can learn of it.
