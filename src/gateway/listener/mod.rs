@@ -120,7 +120,7 @@ impl Listener {
         let limit = self.config.connections_max.map_or(Semaphore::MAX_PERMITS, NonZeroUsize::get);
         let slots = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
         let addresses = Arc::new(Addresses::new(self.config.connections_per_address_max));
-        let server = Arc::new(self.server());
+        let servers = Arc::new(Servers { http1: self.server().http1_only(), http2: self.server().http2_only() });
         let shared = Arc::new(self);
         loop {
             let accepted = tokio::select! {
@@ -142,7 +142,7 @@ impl Listener {
                 continue;
             };
             let bounds = (slot, seat);
-            let connection = Connection { peer, bounds, shared: shared.clone(), server: server.clone() };
+            let connection = Connection { peer, bounds, shared: shared.clone(), servers: servers.clone() };
             shared.tasks.spawn(TaskKind::Connection, "connection", connection.serve(stream));
         }
     }
@@ -172,7 +172,14 @@ struct Connection {
     /// Held for as long as the connection is open.
     bounds: (OwnedSemaphorePermit, Seat),
     shared: Arc<Listener>,
-    server: Arc<auto::Builder<TokioExecutor>>,
+    servers: Arc<Servers>,
+}
+
+/// One server for each version of HTTP. They are told apart before either begins: a server that does so itself reads the
+/// first head into twice the memory.
+struct Servers {
+    http1: auto::Builder<TokioExecutor>,
+    http2: auto::Builder<TokioExecutor>,
 }
 
 impl Connection {
@@ -182,24 +189,56 @@ impl Connection {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set nodelay");
         }
-        let stream = Paced::new(stream, shared.config.write_stall_timeout);
+        let limit = shared.config.write_stall_timeout;
+        let patience = shared.config.head_timeout;
+        let servers = self.servers.clone();
         let Some(tls) = &shared.tls else {
-            return self.speak(stream).await;
+            let server = match self.begun(timeout(patience, begins_http2(&stream))).await {
+                Some(Ok(true)) => &servers.http2,
+                Some(Ok(false)) => &servers.http1,
+                Some(Err(_)) => return self.end("mute"),
+                None => return self.end("closed"),
+            };
+            return self.speak(Paced::new(stream, limit), server).await;
         };
-        match timeout(shared.config.head_timeout, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.speak(stream).await,
-            Ok(Err(error)) => self.failed_handshake(&error),
-            Err(_) => self.failed_handshake(&io::ErrorKind::TimedOut.into()),
+        // On the heap: connections without TLS should not carry its size around.
+        let handshake = Box::pin(timeout(patience, tls.accept(Paced::new(stream, limit))));
+        match self.begun(handshake).await {
+            Some(Ok(Ok(stream))) => {
+                let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                let server = if is_http2 { &servers.http2 } else { &servers.http1 };
+                Box::pin(self.speak(stream, server)).await;
+            }
+            Some(Ok(Err(error))) => self.failed_handshake(&error),
+            Some(Err(_)) => self.failed_handshake(&io::ErrorKind::TimedOut.into()),
+            None => self.end("closed"),
+        }
+    }
+
+    /// What the client begins with; none if it has not when the node closes, which need not wait for it.
+    async fn begun<T>(&self, first: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            first = first => Some(first),
+            () = self.shared.shutdown.reached(Phase::Closing) => None,
         }
     }
 
     fn failed_handshake(&self, error: &io::Error) {
-        self.shared.metrics.connections.with_label_values(&["tls"]).inc();
+        self.end("tls");
         tracing::debug!(peer = %self.peer, %error, "tls handshake failed");
     }
 
-    async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: S) {
-        let Self { peer, bounds, shared, server } = self;
+    /// Counts how the connection ended.
+    fn end(&self, result: &str) {
+        self.shared.metrics.connections.with_label_values(&[result]).inc();
+    }
+
+    async fn speak<S>(self, stream: S, server: &auto::Builder<TokioExecutor>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Self { peer, bounds, shared, .. } = self;
         let router = shared.router.clone();
         let spoke = Arc::new(AtomicBool::new(false));
         let speaking = spoke.clone();
@@ -233,6 +272,21 @@ impl Connection {
             tracing::debug!(%peer, %error, "connection ended with an error");
         }
         drop(bounds);
+    }
+}
+
+/// Whether the client's first bytes are those of HTTP/2 without TLS (RFC 9113 §3.4). Nothing is taken from the stream.
+async fn begins_http2(stream: &TcpStream) -> bool {
+    const PREFACE: &[u8; 4] = b"PRI ";
+    let mut first = [0; 4];
+    loop {
+        match stream.peek(&mut first).await {
+            Ok(4) => return first == *PREFACE,
+            Ok(0) | Err(_) => return false,
+            Ok(read) if first[..read] != PREFACE[..read] => return false,
+            // What is there keeps the socket readable, so there is nothing to wait on but time.
+            Ok(_) => sleep(Duration::from_millis(1)).await,
+        }
     }
 }
 
