@@ -1,1 +1,6 @@
 //! Where requests go.
+
+mod caches;
+mod keys;
+mod models;
+mod placement;
