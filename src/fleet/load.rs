@@ -8,7 +8,6 @@ use std::{
     },
 };
 
-use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 
 use smg_base::{Timestamp, map::StableMap};
@@ -24,7 +23,7 @@ pub struct Load {
     pending_tokens: AtomicU64,
     processed: AtomicU64,
     dispatched_tokens: AtomicU64,
-    engine: ArcSwapOption<Sample>,
+    engine: EngineWords,
     keys_active: AtomicU32,
     keys: Mutex<StableMap<u64, u32>>,
 }
@@ -44,12 +43,21 @@ pub struct EngineLoad {
     pub at: Timestamp,
 }
 
-/// An engine's figures, and this gateway's own at the same moment.
-#[derive(Debug)]
-struct Sample {
-    engine: EngineLoad,
-    in_flight: u32,
-    dispatched_tokens: u64,
+/// An engine's figures, and this gateway's own at the same moment, in words of their own: every decision reads those of every
+/// candidate, and a shared pointer would cost it more than all else. Who reads while they change may get some new and
+/// some old ones, which is no worse than to have come a moment earlier.
+#[derive(Debug, Default)]
+struct EngineWords {
+    /// Zero if the engine never spoke, else one more than the time.
+    at: AtomicU64,
+    /// Requests running and waiting.
+    requests: AtomicU64,
+    /// Requests of others, and the bits of the used share of the KV cache.
+    foreign_kv: AtomicU64,
+    /// The bits of the tokens generated per second.
+    rate: AtomicU32,
+    /// [`Load`]'s `dispatched_tokens` at the time.
+    dispatched_tokens: AtomicU64,
 }
 
 /// The most tokens one request is taken for; keeps the sum of all requests far from the end of its type.
@@ -57,16 +65,19 @@ const TOKENS_MAX: u64 = 1 << 32;
 
 impl Load {
     /// Requests sent and not finished.
+    #[inline]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
     }
 
     /// Prompt tokens of the requests whose first token has not come.
+    #[inline]
     pub fn pending_tokens(&self) -> u64 {
         self.pending_tokens.load(Ordering::Relaxed)
     }
 
     /// Requests whose first token has come and that are not finished.
+    #[inline]
     pub fn decoding(&self) -> u32 {
         self.decoding.load(Ordering::Relaxed)
     }
@@ -82,36 +93,50 @@ impl Load {
     }
 
     /// The engine's last word on itself.
+    #[inline]
     pub fn engine(&self) -> Option<EngineLoad> {
-        self.engine.load().as_ref().map(|sample| sample.engine)
+        let words = &self.engine;
+        let at = words.at.load(Ordering::Acquire).checked_sub(1)?;
+        let (running, waiting) = halves(words.requests.load(Ordering::Relaxed));
+        let (_, kv_bits) = halves(words.foreign_kv.load(Ordering::Relaxed));
+        Some(EngineLoad {
+            running,
+            waiting,
+            kv_usage: f32::from_bits(kv_bits),
+            generation_tokens_per_second: f32::from_bits(words.rate.load(Ordering::Relaxed)),
+            at: Timestamp::from_nanos(at),
+        })
     }
 
     /// Requests the engine had from others than this gateway when it last spoke.
+    #[inline]
     pub fn foreign_requests(&self) -> u32 {
-        self.engine.load().as_ref().map_or(0, |sample| {
-            sample.engine.running.saturating_add(sample.engine.waiting).saturating_sub(sample.in_flight)
-        })
+        halves(self.engine.foreign_kv.load(Ordering::Relaxed)).0
     }
 
     /// Prompt tokens sent since the engine last spoke, or ever if it never did: what its figures do not show yet.
     pub fn tokens_since_engine(&self) -> u64 {
         let sent = self.dispatched_tokens.load(Ordering::Relaxed);
-        sent - self.engine.load().as_ref().map_or(0, |sample| sample.dispatched_tokens.min(sent))
+        sent.saturating_sub(self.engine.dispatched_tokens.load(Ordering::Relaxed))
     }
 
     /// Takes down the engine's figures; not a number and out of range become the nearest that makes sense.
-    pub fn set_engine(&self, mut engine: EngineLoad) {
+    pub fn set_engine(&self, engine: EngineLoad) {
         let sane = |value: f32, max: f32| if value.is_nan() { 0.0 } else { value.clamp(0.0, max) };
-        engine.kv_usage = sane(engine.kv_usage, 1.0);
-        engine.generation_tokens_per_second = sane(engine.generation_tokens_per_second, 1e9);
-        let dispatched_tokens = self.dispatched_tokens.load(Ordering::Relaxed);
-        let sample = Sample { engine, in_flight: self.in_flight(), dispatched_tokens };
-        self.engine.store(Some(Arc::new(sample)));
+        let foreign = engine.running.saturating_add(engine.waiting).saturating_sub(self.in_flight());
+        let words = &self.engine;
+        words.requests.store(word(engine.running, engine.waiting), Ordering::Relaxed);
+        words.foreign_kv.store(word(foreign, sane(engine.kv_usage, 1.0).to_bits()), Ordering::Relaxed);
+        words.rate.store(sane(engine.generation_tokens_per_second, 1e9).to_bits(), Ordering::Relaxed);
+        words.dispatched_tokens.store(self.dispatched_tokens.load(Ordering::Relaxed), Ordering::Relaxed);
+        words.at.store(engine.at.as_nanos().saturating_add(1), Ordering::Release);
     }
 
     /// Forgets the engine's figures, because they have become too old to mean anything.
     pub fn clear_engine(&self) {
-        self.engine.store(None);
+        self.engine.at.store(0, Ordering::Release);
+        self.engine.foreign_kv.store(0, Ordering::Relaxed);
+        self.engine.dispatched_tokens.store(0, Ordering::Relaxed);
     }
 
     fn take_key(&self, key: u64) {
@@ -134,6 +159,15 @@ impl Load {
     fn publish_keys(&self, keys: &StableMap<u64, u32>) {
         self.keys_active.store(u32::try_from(keys.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
+}
+
+fn word(high: u32, low: u32) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the halves of the word")]
+fn halves(word: u64) -> (u32, u32) {
+    ((word >> 32) as u32, word as u32)
 }
 
 /// One request at a worker. Dropping it takes the request out of the worker's load, whatever state it was in.

@@ -63,6 +63,7 @@ impl Rates {
     }
 
     /// Prompt tokens prefilled per second.
+    #[inline]
     pub fn prefill_tokens_per_second(&self) -> Option<f64> {
         let (tokens, seconds) = halves(self.prefill.load(Ordering::Relaxed));
         (seconds > 0.0).then(|| f64::from(tokens / seconds))
@@ -79,6 +80,7 @@ impl Rates {
     }
 
     /// The share of requests that fail, in `0.0..=1.0`; zero until one has failed, and fading with time.
+    #[inline]
     pub fn error_rate(&self, now: Timestamp) -> f64 {
         f64::from(faded(self.errors.load(Ordering::Relaxed), now))
     }

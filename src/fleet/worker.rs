@@ -29,6 +29,7 @@ pub struct Worker {
     pub state: Arc<WorkerState>,
     models: Vec<ModelCard>,
     share: f64,
+    max_running_requests: Option<u32>,
 }
 
 /// What changes while a worker works. Everything in it is read without waiting.
@@ -71,13 +72,15 @@ impl Worker {
     ) -> Self {
         let share = spec.weight / spec.cost;
         let models = models_of(&spec, None);
-        Self { id, revision: 0, spec, origin, profile: None, health, state, models, share }
+        let max_running_requests = max_running_of(&spec, None);
+        Self { id, revision: 0, spec, origin, profile: None, health, state, models, share, max_running_requests }
     }
 
     /// The same as revision number `revision`, with what its engine says of itself.
     pub(crate) fn revised(mut self, revision: u64, profile: Option<EngineProfile>) -> Self {
         self.revision = revision;
         self.models = models_of(&self.spec, profile.as_ref());
+        self.max_running_requests = max_running_of(&self.spec, profile.as_ref());
         self.profile = profile;
         self
     }
@@ -95,6 +98,7 @@ impl Worker {
     }
 
     /// Its share of the traffic relative to other workers.
+    #[inline]
     pub fn share(&self) -> f64 {
         self.share
     }
@@ -122,9 +126,9 @@ impl Worker {
     }
 
     /// How many requests it runs at once.
+    #[inline]
     pub fn max_running_requests(&self) -> Option<u32> {
-        let label = || self.spec.labels.get("max_running_requests")?.parse().ok();
-        self.spec.max_running_requests.or_else(label).or_else(|| self.profile.as_ref()?.max_running_requests)
+        self.max_running_requests
     }
 
     /// The longest context of its models.
@@ -158,6 +162,12 @@ impl Worker {
     pub fn is_idle(&self) -> bool {
         self.state.load.in_flight() == 0
     }
+}
+
+/// How many requests a worker runs at once: as specified, else as labelled, else as its engine says.
+fn max_running_of(spec: &WorkerSpec, profile: Option<&EngineProfile>) -> Option<u32> {
+    let label = || spec.labels.get("max_running_requests")?.parse().ok();
+    spec.max_running_requests.or_else(label).or_else(|| profile?.max_running_requests)
 }
 
 fn models_of(spec: &WorkerSpec, profile: Option<&EngineProfile>) -> Vec<ModelCard> {
