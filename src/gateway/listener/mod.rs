@@ -33,6 +33,7 @@ use tower::ServiceExt;
 
 use crate::access::PeerAddress;
 
+mod strict;
 mod tls;
 
 pub use tls::{ServerTls, TlsError};
@@ -244,8 +245,15 @@ impl Connection {
         let speaking = spoke.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             speaking.store(true, Ordering::Relaxed);
+            let refusal = strict::refuse(&request);
             request.extensions_mut().insert(PeerAddress(peer));
-            router.clone().oneshot(request.map(axum::body::Body::new))
+            let router = router.clone();
+            async move {
+                match refusal {
+                    Some(refusal) => Ok(refusal),
+                    None => router.oneshot(request.map(axum::body::Body::new)).await,
+                }
+            }
         });
         let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
         // The server's own limit also covers the idle time between requests, so it is too long for the first head.
