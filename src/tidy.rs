@@ -82,7 +82,7 @@ const IMPURE: &[&str] = &[
 
 /// External packages with a door of their own: who may name them.
 const DOORS: &[(&str, &[&str])] = &[
-    ("axum", &["gateway", "telemetry", "mock-worker", "node"]),
+    ("axum", &["gateway", "telemetry", "mock-worker"]),
     ("hyper", &["gateway", "upstream", "mock-worker", "telemetry", "benches"]),
     ("hyper-util", &["gateway", "upstream", "mock-worker", "telemetry", "smg", "benches"]),
     ("hyper-rustls", &["smg"]),

@@ -33,4 +33,4 @@ pub use config::{
     AccessLog, AdminAccess, Config, ModelDefaults, ModelSettings, PolicySettings, Replays, RetrySettings, Settings,
     Timeouts, TraceHooks,
 };
-pub use routes::{openapi, probe_router, router};
+pub use routes::{openapi, router, serve_probes};

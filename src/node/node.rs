@@ -12,7 +12,7 @@ use smg_fleet::Fleet;
 use smg_gateway::{
     Gateway, Parts, TraceHooks,
     listener::{Listener, ListenerMetrics, ServerTls},
-    probe_router, router,
+    router, serve_probes as serve_probes_on,
 };
 use smg_runtime::{Phase, Shutdown, SystemClock, TaskKind, Tasks, entropy, metrics::Registrar, systemd, vitals};
 use smg_telemetry::Telemetry;
@@ -344,7 +344,7 @@ fn serve_probes(socket: std::net::TcpListener, gateway: Arc<Gateway>, shutdown: 
             let served = async {
                 let socket = TcpListener::from_std(socket)?;
                 let stopped = async move { shutdown.reached(Phase::Stopped).await };
-                axum::serve(socket, probe_router(gateway)).with_graceful_shutdown(stopped).await
+                serve_probes_on(socket, gateway, stopped).await
             };
             if let Err(error) = served.await {
                 tracing::error!(%error, "health check server ended");

@@ -11,6 +11,7 @@ use axum::{
 use http::{HeaderName, HeaderValue, Method, header};
 use smg_api::Endpoint;
 use smg_infer::{Failure, FailureCode};
+use tokio::net::TcpListener;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::{
@@ -145,8 +146,17 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
     })
 }
 
-/// Builds the router of the probe port: the open routes only.
-pub fn probe_router(gateway: Arc<Gateway>) -> Router {
+/// Serves the probe port until `stopped`: the open routes only.
+pub async fn serve_probes(
+    socket: TcpListener,
+    gateway: Arc<Gateway>,
+    stopped: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    axum::serve(socket, probe_router(gateway)).with_graceful_shutdown(stopped).await
+}
+
+/// The router of the probe port.
+fn probe_router(gateway: Arc<Gateway>) -> Router {
     let mut router = Router::new();
     for route in routes().into_iter().filter(|route| route.access == Access::Open) {
         router = router.route(route.path, (route.handler)());
