@@ -216,6 +216,8 @@ struct RelayBody {
     first: Option<Bytes>,
     events: Option<Events>,
     last_words: Option<Bytes>,
+    /// How an answer without last words ends.
+    broken: Option<BrokenOff>,
     quiet: Quiet,
     answering: Answering,
 }
@@ -259,6 +261,7 @@ impl RelayBody {
                 hide_usage,
             }),
             last_words: None,
+            broken: None,
             quiet: Quiet::new(answering.prepared.plan.timeouts.stall, answering.prepared.deadline, gateway.now()),
             answering,
         }
@@ -325,6 +328,18 @@ impl RelayBody {
         }
         self.answering.settle(Outcome::Success);
         self.answering.trail.answered();
+    }
+
+    /// Fails. Where only a broken connection can tell the caller, what is there already goes out first: an error at
+    /// once would take even the head with it, and a caller who saw nothing of an answer tries again.
+    fn break_off(&mut self, failure: Failure, cx: &Context<'_>) -> Poll<()> {
+        self.fail(failure.clone());
+        if self.events.is_some() {
+            return Poll::Ready(());
+        }
+        self.broken = Some(BrokenOff(failure));
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Breaks off, and says so in the dialect of the stream.
@@ -421,6 +436,9 @@ impl Body for RelayBody {
             if let Some(words) = this.last_words.take() {
                 return Poll::Ready(Some(Ok(Frame::data(words))));
             }
+            if let Some(broken) = this.broken.take() {
+                return Poll::Ready(Some(Err(broken)));
+            }
             let piece = match this.first.take() {
                 Some(first) => Some(Ok(first)),
                 None => match this.source.as_mut() {
@@ -432,9 +450,8 @@ impl Body for RelayBody {
                         Poll::Pending => match this.quiet.poll(cx, this.answering.trail.gateway()) {
                             Poll::Pending => return Poll::Pending,
                             Poll::Ready(failure) => {
-                                this.fail(failure.clone());
-                                if this.events.is_none() {
-                                    return Poll::Ready(Some(Err(BrokenOff(failure))));
+                                if this.break_off(failure, cx).is_pending() {
+                                    return Poll::Pending;
                                 }
                                 continue;
                             }
@@ -451,9 +468,8 @@ impl Body for RelayBody {
                 }
                 Some(Err(_)) => {
                     let failure = Failure::new(FailureCode::UpstreamCut, "the worker broke off its answer");
-                    this.fail(failure.clone());
-                    if this.events.is_none() {
-                        return Poll::Ready(Some(Err(BrokenOff(failure))));
+                    if this.break_off(failure, cx).is_pending() {
+                        return Poll::Pending;
                     }
                 }
                 None => {
@@ -466,7 +482,7 @@ impl Body for RelayBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.source.is_none() && self.first.is_none() && self.last_words.is_none()
+        self.source.is_none() && self.first.is_none() && self.last_words.is_none() && self.broken.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
