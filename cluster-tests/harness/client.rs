@@ -304,6 +304,12 @@ impl Connection {
         self.buffer.is_empty() && !self.fill().await
     }
 
+    /// Reads until the other side closes; everything that came.
+    pub(crate) async fn until_closed(&mut self) -> Vec<u8> {
+        while self.fill().await {}
+        std::mem::take(&mut self.buffer)
+    }
+
     /// Says that nothing more will be sent.
     pub(crate) async fn half_close(&mut self) {
         self.stream.shutdown().await.unwrap();

@@ -22,6 +22,8 @@ pub(crate) struct Gateway {
     child: Child,
     address: SocketAddr,
     metrics_address: SocketAddr,
+    /// What opens its admin API, if the flags say so.
+    key: Option<String>,
     /// Its working folder, with the log.
     folder: TempDir,
 }
@@ -81,7 +83,9 @@ impl Gateway {
         command.env_remove("RUST_LOG").current_dir(folder.path());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Self { child: command.spawn().unwrap(), address: local(port), metrics_address: local(metrics_port), folder }
+        let key = ["--admin-api-key", "--api-key"].iter().find_map(|flag| value_of(flags, flag));
+        let child = command.spawn().unwrap();
+        Self { child, address: local(port), metrics_address: local(metrics_port), key, folder }
     }
 
     /// Waits until it listens; whether it does, rather than having ended.
@@ -153,10 +157,12 @@ impl Gateway {
         connection
     }
 
-    /// Asks the admin API.
+    /// Asks the admin API, with the key if there is one.
     pub(crate) async fn admin(&self, method: &str, path: &str, body: &Value) -> Answer {
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        self.ask(&Ask::new(method, path, body).field("content-type", "application/json")).await
+        let ask = Ask::new(method, path, body).field("content-type", "application/json");
+        let ask = self.key.iter().fold(ask, |ask, key| ask.field("x-api-key", key));
+        self.ask(&ask).await
     }
 
     /// What the admin API says of the worker at `url`; null if there is none.
@@ -238,6 +244,12 @@ impl Drop for Gateway {
             assert!(!log.contains("panicked at"), "the gateway panicked: {log}");
         }
     }
+}
+
+/// What follows `flag`.
+fn value_of(flags: &[&str], flag: &str) -> Option<String> {
+    let place = flags.iter().position(|given| *given == flag)?;
+    flags.get(place + 1).map(|value| (*value).to_owned())
 }
 
 /// A port that nobody listens on, below those that the system hands out to clients, so that it stays free.
