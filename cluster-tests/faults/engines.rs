@@ -13,6 +13,7 @@ const CUT_BEFORE_HEAD: Seen = Seen::Error(502, "call_upstream_request_error");
 const CUT: Seen = Seen::Error(502, "read_response_body_failed");
 const GARBAGE: Seen = Seen::Error(502, "upstream_protocol_error");
 const SILENT: Seen = Seen::Error(504, "upstream_first_byte_timeout");
+const STALLED: Seen = Seen::Error(504, "upstream_stall_timeout");
 const LATE: Seen = Seen::Error(504, "call_upstream_timeout");
 
 /// What the caller sees.
@@ -105,7 +106,7 @@ const SILENCES: &[Row] = &[
     ("stall@head", Stream::No, LATE, Again::Never),
     ("stall@body", Stream::Yes, SILENT, Again::IfHarmless),
     ("stall@body", Stream::No, LATE, Again::Never),
-    ("stall@byte:20", Stream::No, LATE, Again::Never),
+    ("stall@byte:20", Stream::No, STALLED, Again::IfHarmless),
     ("stall@event:3", Stream::Yes, Seen::BreaksOff("upstream_stall_timeout"), Again::Never),
     ("stall@end", Stream::Yes, Seen::Whole, Again::Never),
 ];

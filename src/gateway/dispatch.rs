@@ -256,8 +256,12 @@ async fn send(
     trail.dispatching(now);
     let outbound = outbound(prepared, &routed.worker, trail);
     let limit = first_byte_limit(prepared, now);
-    let (endpoint, bytes_max) = (prepared.endpoint, prepared.answer.buffer_bytes_max);
-    let begun = timeout(limit, begin(gateway, &routed.worker, outbound, (endpoint, bytes_max))).await;
+    let reading = Reading {
+        endpoint: prepared.endpoint,
+        bytes_max: prepared.answer.buffer_bytes_max,
+        stall: prepared.plan.timeouts.stall,
+    };
+    let begun = timeout(limit, begin(gateway, &routed.worker, outbound, reading)).await;
     let begun = begun.unwrap_or_else(|_| Err(too_slow(prepared, limit).into()));
     let now = gateway.now();
     match begun {
@@ -380,22 +384,27 @@ pub(crate) struct Begun {
     pub(crate) opening: Option<(Scanner, Scanned)>,
 }
 
-async fn begin(
-    gateway: &Gateway,
-    worker: &Worker,
-    outbound: Outbound,
-    (endpoint, bytes_max): (Endpoint, usize),
-) -> Result<Begun, Rejected> {
+/// How an answer is read.
+#[derive(Clone, Copy)]
+struct Reading {
+    endpoint: Endpoint,
+    /// Largest answer that is held back until it is whole.
+    bytes_max: usize,
+    /// Longest silence once it has begun.
+    stall: Option<Duration>,
+}
+
+async fn begin(gateway: &Gateway, worker: &Worker, outbound: Outbound, reading: Reading) -> Result<Begun, Rejected> {
     let response = gateway.upstream.send(worker, outbound).await?;
     let (head, body) = response.into_parts();
     if is_refusal(head.status) {
-        return Err(refusal(head, body).await);
+        return Err(refusal(head, body, reading.stall).await);
     }
     if head.status == StatusCode::OK && is_event_stream(&head.headers) {
-        return open_stream(head, body, endpoint).await;
+        return open_stream(head, body, reading.endpoint).await;
     }
-    let begun = buffer(head, body, bytes_max).await?;
-    check_whole(&begun, endpoint)?;
+    let begun = buffer(head, body, reading).await?;
+    check_whole(&begun, reading.endpoint)?;
     Ok(begun)
 }
 
@@ -442,10 +451,10 @@ pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 
-async fn refusal(mut head: response::Parts, mut body: ResponseBody) -> Rejected {
+async fn refusal(mut head: response::Parts, mut body: ResponseBody, stall: Option<Duration>) -> Rejected {
     let status = head.status.as_u16();
     let mut bytes = BytesMut::new();
-    while let Ok(Some(piece)) = next_piece(&mut body).await {
+    while let Ok(Some(piece)) = next_piece_within(&mut body, stall).await {
         if bytes.len() + piece.len() > REFUSAL_BYTES_MAX {
             break;
         }
@@ -467,9 +476,9 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// Holds an answer back until it is whole, so that one that breaks off becomes a clean error; a long one goes on as it
 /// comes.
-async fn buffer(head: response::Parts, mut body: ResponseBody, bytes_max: usize) -> Result<Begun, Rejected> {
+async fn buffer(head: response::Parts, mut body: ResponseBody, reading: Reading) -> Result<Begun, Rejected> {
     let announced = crate::body::announced(&head.headers);
-    if announced.is_some_and(|length| length > bytes_max as u64) {
+    if announced.is_some_and(|length| length > reading.bytes_max as u64) {
         let first = next_piece(&mut body).await?;
         return Ok(Begun { head, first, rest: Some(body), opening: None });
     }
@@ -480,13 +489,24 @@ async fn buffer(head: response::Parts, mut body: ResponseBody, bytes_max: usize)
         return Ok(Begun { head, first: Some(first), rest: None, opening: None });
     }
     let mut whole = BytesMut::from(first);
-    while whole.len() <= bytes_max {
-        match next_piece(&mut body).await? {
+    while whole.len() <= reading.bytes_max {
+        match next_piece_within(&mut body, reading.stall).await? {
             Some(piece) => whole.extend_from_slice(&piece),
             None => return Ok(Begun { head, first: Some(whole.freeze()), rest: None, opening: None }),
         }
     }
     Ok(Begun { head, first: Some(whole.freeze()), rest: Some(body), opening: None })
+}
+
+/// The next piece of an answer that has begun, unless the worker falls silent.
+async fn next_piece_within(body: &mut ResponseBody, stall: Option<Duration>) -> Result<Option<Bytes>, Failure> {
+    let Some(limit) = stall else {
+        return next_piece(body).await;
+    };
+    timeout(limit, next_piece(body)).await.unwrap_or_else(|_| {
+        let message = format!("the worker fell silent for {:.1} s", limit.as_secs_f32());
+        Err(Failure::new(FailureCode::StallTimeout, message).dispatched(Dispatched::Yes))
+    })
 }
 
 /// The next piece of an answer; none at its end.
