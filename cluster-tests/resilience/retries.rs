@@ -39,8 +39,11 @@ async fn nobody_there_is_a_502_and_not_a_hang() {
 #[tokio::test]
 async fn connections_that_engines_close_cost_no_request() {
     let cluster = Cluster::start(2, &[]).await;
-    for number in 0..40 {
-        let answer = cluster.gateway.ask(&on(EMBEDDINGS, "demo", Stream::No).fault("hangup")).await;
+    // One connection of the caller, so that requests follow each other as closely as they can.
+    let mut connection = cluster.gateway.connect().await;
+    for number in 0..100 {
+        connection.send(&on(CHAT, "demo", Stream::No).fault("hangup")).await;
+        let answer = connection.answer().await;
         assert_eq!(answer.status, 200, "request {number}: {}", answer.text());
     }
 }
