@@ -1,4 +1,4 @@
-//! Audio uploads: multipart bodies that are streamed through. They are read only up to the field that names the model.
+//! Audio uploads: multipart bodies. Large ones are streamed through, and read only up to the field that names the model.
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
@@ -19,6 +19,10 @@ use crate::{
     prepare::{AnswerSettings, Hints, Payload, Prepared, find_pool, is_alias},
     trail::{Delivery, Trail},
 };
+
+/// An upload that announces no more than this is read to its end before it is sent on: it can then go to another worker
+/// if the first cannot be reached, or fails.
+const KEPT_BYTES_MAX: u64 = 4 << 20;
 
 /// Finds the model in a multipart body and prepares the rest to be sent on while it arrives.
 pub(crate) async fn prepare(
@@ -46,7 +50,11 @@ pub(crate) async fn prepare(
     })?;
     let mut upload =
         Upload { body, pace: Pace::start(limits), limits, share: gateway.body_budget.share(), read: BytesMut::new() };
-    let (model, ended) = upload.find_model(&mut finder).await?;
+    let (model, mut ended) = upload.find_model(&mut finder).await?;
+    if !ended && announced.is_some_and(|length| length <= KEPT_BYTES_MAX) {
+        while upload.more().await? {}
+        ended = true;
+    }
     trail.body_read(upload.read.len());
     let snapshot = gateway.fleet.snapshot();
     let pool = find_pool(&snapshot, endpoint, model.as_deref())?.clone();
@@ -98,18 +106,26 @@ struct Upload {
 impl Upload {
     /// Reads until the model is known or the body ends; says which it was.
     async fn find_model(&mut self, finder: &mut Finder) -> Result<(Option<String>, bool), Failure> {
-        while let Some(piece) = self.pace.next(&mut self.body).await? {
-            if (self.read.len() + piece.len()) as u64 > self.limits.bytes_max {
-                body::linger(&mut self.body).await;
-                return Err(body::too_large(self.limits.bytes_max));
-            }
-            self.share.grow(piece.len() as u64)?;
-            self.read.extend_from_slice(&piece);
+        while self.more().await? {
             if let Search::Found(model) = finder.search(&self.read) {
                 return Ok((Some(model), false));
             }
         }
         Ok((None, true))
+    }
+
+    /// Reads a piece; whether there was one.
+    async fn more(&mut self) -> Result<bool, Failure> {
+        let Some(piece) = self.pace.next(&mut self.body).await? else {
+            return Ok(false);
+        };
+        if (self.read.len() + piece.len()) as u64 > self.limits.bytes_max {
+            body::linger(&mut self.body).await;
+            return Err(body::too_large(self.limits.bytes_max));
+        }
+        self.share.grow(piece.len() as u64)?;
+        self.read.extend_from_slice(&piece);
+        Ok(true)
     }
 
     /// Everything, which is here.
