@@ -3,6 +3,7 @@
 mod answers;
 mod dialects;
 mod requests;
+mod uploads;
 
 /// The paths of every serving endpoint whose body is JSON.
 const JSON_ENDPOINTS: &[&str] = &[
