@@ -484,6 +484,29 @@ impl<'a> Text<'a> {
         }
     }
 
+    /// The string as JSON writes it with the fewest escapes, piece by piece: equal strings give equal text, whoever
+    /// escaped them how. Most arrive written so, and pass in one piece; decoding them would cost more than all other
+    /// reading.
+    pub(crate) fn canonical(self, mut sink: impl FnMut(&str)) {
+        if self.is_canonical() {
+            return sink(self.raw);
+        }
+        self.pieces(|piece| match canonical_escape(piece) {
+            Some(escape) => sink(escape),
+            None => match piece.as_bytes() {
+                [control @ ..0x20] => sink(&format!("\\u{control:04x}")),
+                _ => sink(piece),
+            },
+        });
+    }
+
+    /// Whether its escapes are only those that everybody must write, in the one way there is. What is taken for an escape
+    /// of another kind by mistake is only decoded in vain.
+    fn is_canonical(self) -> bool {
+        let has = |needle: &[u8]| memchr::memmem::find(self.raw.as_bytes(), needle).is_some();
+        !self.has_escapes() || !(has(b"\\u") || has(b"\\/"))
+    }
+
     // No escape is as short as what it stands for.
     #[inline]
     fn has_escapes(self) -> bool {
@@ -526,6 +549,20 @@ fn short_escape(letter: u8) -> Option<&'static str> {
         b'r' => "\r",
         b'b' => "\u{8}",
         b'f' => "\u{c}",
+        _ => return None,
+    })
+}
+
+/// How a character is written that has a short escape and must not stand for itself.
+fn canonical_escape(character: &str) -> Option<&'static str> {
+    Some(match character {
+        "\n" => "\\n",
+        "\"" => "\\\"",
+        "\\" => "\\\\",
+        "\t" => "\\t",
+        "\r" => "\\r",
+        "\u{8}" => "\\b",
+        "\u{c}" => "\\f",
         _ => return None,
     })
 }

@@ -23,6 +23,8 @@ pub(super) enum Piece<'a> {
     Mark(&'static str),
     /// A string.
     Text(Text<'a>),
+    /// JSON in a string.
+    Quoted(Text<'a>),
     /// JSON, as it stands.
     Json(&'a str),
     /// The hash of something too large or not to be read.
@@ -304,7 +306,7 @@ impl<'a> Gathered<'a> {
     /// What a tool is called with: JSON in a string, or JSON.
     fn arguments(&mut self, section: Section, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
         let piece = match cursor.kind()? {
-            Kind::String => Piece::Text(cursor.string()?),
+            Kind::String => Piece::Quoted(cursor.string()?),
             _ => {
                 let span = cursor.span()?;
                 Piece::Json(cursor.slice(span))
@@ -346,7 +348,7 @@ impl<'a> Gathered<'a> {
 
     fn push(&mut self, section: Section, piece: Piece<'a>) {
         self.text_bytes += match piece {
-            Piece::Text(text) => text.decoded_len(),
+            Piece::Text(text) | Piece::Quoted(text) => text.decoded_len(),
             Piece::Json(json) => json.len(),
             _ => 0,
         };

@@ -1,4 +1,5 @@
-//! The canonical rendering: `RS role`, then `US part` for each part, RS and US being the ASCII separators 0x1e and 0x1f.
+//! The canonical rendering: `RS role`, then `US part` for each part, RS and US being the ASCII separators 0x1e and 0x1f,
+//! which cannot stand in a part: text is written as JSON writes it with the fewest escapes.
 //!
 //! Nothing comes after the last part, so that a longer conversation's rendering begins with a shorter one's, and so does
 //! that of a prompt that was continued.
@@ -41,7 +42,8 @@ fn render_part(part: Piece<'_>, writer: &mut Writer<'_>) {
     writer.put("\u{1f}");
     match part {
         Piece::Mark(word) => writer.put(word),
-        Piece::Text(text) => text.pieces(|piece| writer.put(piece)),
+        Piece::Text(text) => text.canonical(|piece| writer.put(piece)),
+        Piece::Quoted(json) => json.pieces(|piece| writer.put(piece)),
         Piece::Json(json) => writer.put(json),
         Piece::Digest(digest) => writer.put(&format!("#{digest:016x}")),
         Piece::TokenIds(array) => {

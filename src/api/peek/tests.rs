@@ -147,11 +147,22 @@ fn bad_bodies_of_other_dialects_are_refused() {
 }
 
 #[test]
+fn strings_are_rendered_alike_however_they_are_escaped() {
+    let rendered = |text: &str| render(Endpoint::Generate, &format!(r#"{{"text":"{text}"}}"#));
+    let check = |ways: [&str; 2]| assert_eq!(rendered(ways[0]), rendered(ways[1]), "{ways:?}");
+    check([r#"a\nb\"c\\d"#, r"a\u000ab\u0022c\u005cd"]);
+    check(["/é😀", r"\/\u00e9\ud83d\ude00"]);
+    check([r"\\u0041\n", r"\u005cu0041\u000A"]);
+    check([r"\u0001\t", r"\u0001\u0009"]);
+    assert_ne!(rendered(r"\\n"), rendered(r"\n"));
+}
+
+#[test]
 fn chat_is_rendered() {
     let check = |body: &str, expected: &str| assert_eq!(render(Endpoint::ChatCompletions, body), expected, "{body}");
     check(
         r#"{"messages":[{"role":"system","content":"be\tkind"},{"content":"hi","role":"user"}]}"#,
-        "§system|be\tkind§user|hi",
+        r"§system|be\tkind§user|hi",
     );
     check(
         r#"{"messages":[{"role":"user","content":[{"type":"text","text":"a"},{"text":"b","type":"text"}]}]}"#,
