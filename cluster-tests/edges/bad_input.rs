@@ -69,14 +69,10 @@ fn odd_fields() -> Vec<&'static str> {
 
 async fn cluster() -> Cluster {
     let config = smg_mock_worker::Config { api_key: Some(Secret::new(ENGINE_KEY)), ..Default::default() };
-    let flags = [
-        ["--api-key", KEY],
-        ["--worker-api-key", ENGINE_KEY],
-        ["--log-level", "debug"],
-        ["--policy", "cache_aware"],
-        ["--disable-circuit-breaker", "true"],
-    ];
-    let flags = flags.concat();
+    let flags =
+        [["--api-key", KEY], ["--worker-api-key", ENGINE_KEY], ["--log-level", "debug"], ["--policy", "cache_aware"]];
+    let mut flags = flags.concat();
+    flags.push("--disable-circuit-breaker");
     Cluster::of(vec![config], &flags).await
 }
 

@@ -50,8 +50,18 @@ impl Gateway {
 
     /// Starts a gateway and waits only until it answers.
     pub(crate) async fn launch(flags: &[&str], workers: &[&str]) -> Self {
+        Self::launch_in(flags, workers, &[], &[]).await
+    }
+
+    /// The same with these variables in the environment, and without a default for the flags named in `bare`.
+    pub(crate) async fn launch_in(
+        flags: &[&str],
+        workers: &[&str],
+        environment: &[(&str, &str)],
+        bare: &[&str],
+    ) -> Self {
         for _ in 0..8 {
-            let mut gateway = Self::spawn(flags, workers);
+            let mut gateway = Self::spawn(flags, workers, environment, bare);
             if gateway.listens().await {
                 return gateway;
             }
@@ -61,7 +71,7 @@ impl Gateway {
         panic!("no free ports");
     }
 
-    fn spawn(flags: &[&str], workers: &[&str]) -> Self {
+    fn spawn(flags: &[&str], workers: &[&str], environment: &[(&str, &str)], bare: &[&str]) -> Self {
         let (port, metrics_port) = (free_port(), free_port());
         let folder = tempfile::tempdir().unwrap();
         let log = File::create(folder.path().join("log")).unwrap();
@@ -69,7 +79,7 @@ impl Gateway {
         command.args(["launch", "--port", &port.to_string(), "--prometheus-port", &metrics_port.to_string()]);
         for (flag, value) in DEFAULTS {
             let is_given = flags.iter().any(|given| given.split('=').next() == Some(flag));
-            if !is_given {
+            if !is_given && !bare.contains(flag) {
                 command.args([flag, value]);
             }
         }
@@ -80,7 +90,7 @@ impl Gateway {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SMG_") || name.starts_with("OTEL_")) {
             command.env_remove(name);
         }
-        command.env_remove("RUST_LOG").current_dir(folder.path());
+        command.env_remove("RUST_LOG").envs(environment.iter().copied()).current_dir(folder.path());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let key = ["--admin-api-key", "--api-key"].iter().find_map(|flag| value_of(flags, flag));

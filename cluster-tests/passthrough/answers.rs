@@ -1,7 +1,9 @@
 //! What callers receive.
 
+use http_body_util::BodyExt;
+
 use super::JSON_ENDPOINTS;
-use crate::harness::{Ask, Gateway, RawAnswer, RawEngine, Stream, on};
+use crate::harness::{Ask, Cluster, Gateway, Http2, RawAnswer, RawEngine, Stream, ask, on};
 
 const ODD_JSON: &str = "\n{ \"id\" : \"x\",\r\n\"zz\":[1.50 , 1E+2, NaN],\"usage\":{\"prompt_tokens\" :1,\"completion_tokens\":2},\
                         \"t\":\"\\u00e9\\/é😀\" }\n ";
@@ -113,4 +115,44 @@ async fn what_is_not_json_is_passed_on_for_transcriptions() {
     engine.next(RawAnswer::whole("text/vtt", subtitles.as_bytes())).await;
     let answer = gateway.ask(&request).await;
     assert_eq!((answer.text().as_str(), answer.field("content-type")), (subtitles, Some("text/vtt")));
+}
+
+#[tokio::test]
+async fn usage_asked_for_on_the_callers_behalf_does_not_reach_the_caller() {
+    let cluster = Cluster::start(1, &["--count-stream-usage"]).await;
+    for path in ["/v1/chat/completions", "/v1/completions"] {
+        let request = on(path, "demo", Stream::Yes);
+        let through = cluster.gateway.ask(&request).await;
+        let sent = cluster.entries().pop().unwrap().body;
+        let mut asked: serde_json::Value = serde_json::from_slice(&sent).unwrap();
+        assert_eq!(asked["stream_options"]["include_usage"], true, "{path}");
+        asked.as_object_mut().unwrap().remove("stream_options");
+        assert_eq!(
+            asked,
+            serde_json::from_slice::<serde_json::Value>(&request.body).unwrap(),
+            "{path}: all else stays"
+        );
+        let direct = ask(cluster.engines[0].address(), &request).await;
+        assert_eq!(through.events().len(), direct.events().len(), "{path}: {}", through.text());
+        assert!(!through.text().contains("prompt_tokens"), "{path}: {}", through.text());
+    }
+    let tokens = cluster.gateway.metric("smg_router_tokens_total", &[("token_type", "output")]).await;
+    assert!(tokens >= 16.0, "{tokens}");
+}
+
+#[tokio::test]
+async fn http2_carries_the_same_bytes() {
+    let engine = RawEngine::start().await;
+    let gateway = Gateway::start(&[], &[&engine.url()]).await;
+    let client = Http2::new(&gateway);
+    for (path, text) in
+        [("/v1/chat/completions", CHAT.replace("\n data: 1}", "\ndata: 1}")), ("/v1/messages", MESSAGES.to_owned())]
+    {
+        engine.next(RawAnswer::chunked("text/event-stream", text.as_bytes(), 7)).await;
+        let request = on(path, "demo", Stream::Yes);
+        let answer = client.begin(&request).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), text.as_bytes(), "{path}");
+        assert_eq!(engine.taken().await[0].body, request.body, "{path}");
+    }
 }

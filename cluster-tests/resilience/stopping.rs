@@ -1,8 +1,9 @@
 //! SIGTERM.
 
+use http_body_util::BodyExt;
 use smg_mock_worker::Outcome;
 
-use crate::harness::{Ask, Cluster, Stream, on, wait_for};
+use crate::harness::{Ask, Cluster, Http2, Stream, on, wait_for};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -71,4 +72,15 @@ async fn idle_connections_do_not_keep_the_process() {
     assert!(cluster.gateway.ended().await.success());
     assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
     drop((idle, used));
+}
+
+#[tokio::test]
+async fn http2_streams_are_finished_too() {
+    let mut cluster = Cluster::start(1, &[]).await;
+    let client = Http2::new(&cluster.gateway);
+    let open = client.begin(&on(CHAT, "demo", Stream::Yes).fault("delay=30ms@event:*")).await.unwrap();
+    cluster.gateway.signal("TERM");
+    let body = open.into_body().collect().await.unwrap().to_bytes();
+    assert!(body.ends_with(b"data: [DONE]\n\n"), "{body:?}");
+    assert!(cluster.gateway.ended().await.success());
 }

@@ -71,6 +71,7 @@ pub(crate) async fn dispatch(
         let routed = match route(gateway, &prepared, &excluded, trail) {
             // Every worker has failed once: whoever comes back first may have it.
             Err(NoChoice::AllExcluded) if !excluded.is_empty() => {
+                trail.undecided();
                 excluded.clear();
                 route(gateway, &prepared, &excluded, trail)
             }

@@ -193,6 +193,11 @@ impl Trail {
         self.attempts.push(AttemptRecord { worker: None, result, dispatched, decision });
     }
 
+    /// The last decision led to no attempt and is made again.
+    pub(crate) fn undecided(&mut self) {
+        self.attempts.pop();
+    }
+
     /// The last attempt ended so.
     pub(crate) fn attempt_ended(&mut self, result: &'static str, dispatched: Dispatched) {
         if let Some(attempt) = self.attempts.last_mut() {

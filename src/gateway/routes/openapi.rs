@@ -41,7 +41,8 @@ pub fn openapi() -> Value {
             "title": "smg",
             "summary": "An engine-agnostic LLM gateway",
             "description": "Request and answer bodies of the serving endpoints are those of the OpenAI, Anthropic and engine APIs; \
-                unknown fields pass to the engine unchanged.",
+                unknown fields pass to the engine unchanged. \
+                The serving paths may also be written without their /v1.",
             "version": env!("CARGO_PKG_VERSION"),
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" }
         },
