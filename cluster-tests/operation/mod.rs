@@ -3,6 +3,7 @@
 mod command_line;
 mod explain;
 mod logs;
+mod metrics;
 mod openapi;
 mod reload;
 mod supervisor;

@@ -285,6 +285,7 @@ impl RelayBody {
             },
         };
         let out = events.release(data, &scanned);
+        self.answering.trail.relayed(scanned.events);
         if scanned.content {
             self.answering.routed.load.first_token();
             self.answering.trail.output(now, scanned.events);

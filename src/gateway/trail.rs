@@ -50,6 +50,7 @@ pub(crate) struct Trail {
     body_read: Timestamp,
     dispatched: Option<Timestamp>,
     first_byte: Option<Timestamp>,
+    relayed: u64,
     output: Output,
     target: Option<Target>,
     delivery: Delivery,
@@ -94,6 +95,7 @@ impl Trail {
             body_read: received,
             dispatched: None,
             first_byte: None,
+            relayed: 0,
             output: Output::default(),
             target: None,
             delivery: Delivery::Whole,
@@ -255,6 +257,11 @@ impl Trail {
         }
     }
 
+    /// Events went on to the caller, whatever they said.
+    pub(crate) fn relayed(&mut self, events: u32) {
+        self.relayed += u64::from(events);
+    }
+
     /// The stream said something.
     pub(crate) fn output(&mut self, now: Timestamp, events: u32) {
         let output = &mut self.output;
@@ -355,7 +362,7 @@ impl Trail {
             meters.tpot.observe(gap.as_secs_f64());
             meters.gap_max.observe(self.output.gap_max.as_secs_f64());
         }
-        meters.events.inc_by(self.output.events);
+        meters.events.inc_by(self.relayed);
         if let Some(usage) = &self.usage {
             meters.input_tokens.inc_by(usage.input_tokens);
             meters.output_tokens.inc_by(usage.output_tokens);
