@@ -287,14 +287,17 @@ impl Connection {
 async fn begins_http2(stream: &TcpStream) -> bool {
     const PREFACE: &[u8; 4] = b"PRI ";
     let mut first = [0; 4];
+    let mut pause = Duration::from_millis(1);
     loop {
         match stream.peek(&mut first).await {
             Ok(4) => return first == *PREFACE,
             Ok(0) | Err(_) => return false,
             Ok(read) if first[..read] != PREFACE[..read] => return false,
-            // What is there keeps the socket readable, so there is nothing to wait on but time.
-            Ok(_) => sleep(Duration::from_millis(1)).await,
+            // What is there keeps the socket readable, so there is nothing to wait on but time; and many who stop
+            // here must cost little.
+            Ok(_) => sleep(pause).await,
         }
+        pause = (pause * 2).min(Duration::from_millis(100));
     }
 }
 
