@@ -41,6 +41,7 @@ pub struct Node {
     tasks: Tasks,
     tls: Option<ServerTls>,
     sockets: Sockets,
+    files: reload::Content,
 }
 
 /// How long the announcement waits for a worker.
@@ -64,6 +65,8 @@ impl Node {
     ///
     /// `inherited` are the sockets that a service supervisor opened; the first becomes the traffic port.
     pub async fn build(config: Config, inputs: Inputs, inherited: Vec<systemd::Inherited>) -> Result<Self, Error> {
+        // Before anything can be seen of the node: a change that somebody makes from then on is noticed.
+        let files = reload::content(&config).await;
         let name = config.sections.node.node_name.clone().unwrap_or_else(host_name);
         let telemetry = smg_telemetry::init(&settings::telemetry(&config, &name))?;
         for warning in &config.warnings {
@@ -109,6 +112,7 @@ impl Node {
             tasks,
             tls,
             sockets,
+            files,
         })
     }
 
@@ -188,6 +192,7 @@ impl Node {
             tasks,
             tls,
             sockets,
+            files,
         } = self;
         let address = sockets.traffic.local_addr().map_err(Error::io("read the traffic port's address"))?;
         tasks.observe(&registrar);
@@ -238,6 +243,7 @@ impl Node {
             tls: tls.clone(),
             level: telemetry.handle(),
             metrics: reload::ReloadMetrics::new(&instruments.registrar),
+            seen: files,
             config: config.clone(),
         };
         tasks.spawn(TaskKind::ConfigWatcher, "configuration watcher", reloader.run(shutdown.clone()));

@@ -45,7 +45,12 @@ pub(crate) struct Reloader {
     pub(crate) tls: Option<ServerTls>,
     pub(crate) level: LevelHandle,
     pub(crate) metrics: ReloadMetrics,
+    /// What the files held when they were last looked at.
+    pub(crate) seen: Content,
 }
+
+/// The bytes of each watched file; none where it cannot be read.
+pub(crate) type Content = Vec<Option<Vec<u8>>>;
 
 impl Reloader {
     /// Reloads on SIGHUP and when what the files hold has changed.
@@ -53,30 +58,18 @@ impl Reloader {
         self.stamp();
         let interval = self.config.sections.node.config_watch_interval;
         let mut hangup = signal(SignalKind::hangup()).ok();
-        let mut seen = self.content().await;
         loop {
             let asked = tokio::select! {
                 () = hung_up(&mut hangup) => true,
                 () = pause(interval) => false,
                 () = shutdown.reached(Phase::Closing) => return,
             };
-            let content = self.content().await;
-            if asked || content != seen {
-                seen = content;
+            let content = content(&self.config).await;
+            if asked || content != self.seen {
+                self.seen = content;
                 self.reload();
             }
         }
-    }
-
-    /// What the configuration, the certificate and its key hold. Compared as a whole, because editors and Kubernetes
-    /// replace files in ways that fool time stamps.
-    async fn content(&self) -> Vec<Option<Vec<u8>>> {
-        let tls = &self.config.sections.tls;
-        let mut contents = Vec::new();
-        for path in [&self.config.file, &tls.tls_cert_path, &tls.tls_key_path].into_iter().flatten() {
-            contents.push(tokio::fs::read(path).await.ok());
-        }
-        contents
     }
 
     fn stamp(&self) {
@@ -144,6 +137,17 @@ impl Reloader {
             }
         }
     }
+}
+
+/// What the configuration, the certificate and its key hold. Compared as a whole, because editors and Kubernetes replace
+/// files in ways that fool time stamps.
+pub(crate) async fn content(config: &Config) -> Content {
+    let tls = &config.sections.tls;
+    let mut contents = Vec::new();
+    for path in [&config.file, &tls.tls_cert_path, &tls.tls_key_path].into_iter().flatten() {
+        contents.push(tokio::fs::read(path).await.ok());
+    }
+    contents
 }
 
 async fn hung_up(signal: &mut Option<Signal>) {
