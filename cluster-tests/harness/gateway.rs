@@ -104,7 +104,14 @@ impl Gateway {
             if self.child.try_wait().unwrap().is_some() {
                 return Some(false);
             }
-            tokio::net::TcpStream::connect(self.address).await.is_ok().then_some(true)
+            if tokio::net::TcpStream::connect(self.address).await.is_err() {
+                return None;
+            }
+            // What is answered, or closed, was taken out of the queue: no connection of ours turns up later.
+            let mut connection = Connection::open(self.address).await;
+            connection.send(&Ask::get("/livez").field("connection", "close")).await;
+            connection.drain().await;
+            Some(true)
         })
         .await
     }
