@@ -17,7 +17,7 @@ use smg_gateway::{
 use smg_runtime::{Phase, Shutdown, SystemClock, TaskKind, Tasks, entropy, metrics::Registrar, systemd, vitals};
 use smg_telemetry::Telemetry;
 use smg_upstream::{Upstream, load, probe};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, signal::unix::Signal};
 
 use crate::{
     config::{Config, Inputs},
@@ -42,6 +42,7 @@ pub struct Node {
     tls: Option<ServerTls>,
     sockets: Sockets,
     files: reload::Content,
+    hangup: Signal,
 }
 
 /// How long the announcement waits for a worker.
@@ -67,6 +68,7 @@ impl Node {
     pub async fn build(config: Config, inputs: Inputs, inherited: Vec<systemd::Inherited>) -> Result<Self, Error> {
         // Before anything can be seen of the node: a change that somebody makes from then on is noticed.
         let files = reload::content(&config).await;
+        let hangup = signals::reload().map_err(Error::io("listen for signals"))?;
         let name = config.sections.node.node_name.clone().unwrap_or_else(host_name);
         let telemetry = smg_telemetry::init(&settings::telemetry(&config, &name))?;
         for warning in &config.warnings {
@@ -113,6 +115,7 @@ impl Node {
             tls,
             sockets,
             files,
+            hangup,
         })
     }
 
@@ -193,6 +196,7 @@ impl Node {
             tls,
             sockets,
             files,
+            hangup,
         } = self;
         let address = sockets.traffic.local_addr().map_err(Error::io("read the traffic port's address"))?;
         tasks.observe(&registrar);
@@ -244,6 +248,7 @@ impl Node {
             level: telemetry.handle(),
             metrics: reload::ReloadMetrics::new(&instruments.registrar),
             seen: files,
+            hangup,
             config: config.clone(),
         };
         tasks.spawn(TaskKind::ConfigWatcher, "configuration watcher", reloader.run(shutdown.clone()));

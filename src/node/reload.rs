@@ -9,7 +9,7 @@ use smg_fleet::{Fleet, Origin};
 use smg_gateway::{Gateway, listener::ServerTls};
 use smg_runtime::{Phase, Shutdown, metrics::Registrar};
 use smg_telemetry::LevelHandle;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::Signal;
 
 use crate::{
     config::{Config, Inputs},
@@ -45,6 +45,8 @@ pub(crate) struct Reloader {
     pub(crate) tls: Option<ServerTls>,
     pub(crate) level: LevelHandle,
     pub(crate) metrics: ReloadMetrics,
+    /// SIGHUP. It was listened for before anything could be seen of the node, so that none ends the process.
+    pub(crate) hangup: Signal,
     /// What the files held when they were last looked at.
     pub(crate) seen: Content,
 }
@@ -57,10 +59,9 @@ impl Reloader {
     pub(crate) async fn run(mut self, shutdown: Shutdown) {
         self.stamp();
         let interval = self.config.sections.node.config_watch_interval;
-        let mut hangup = signal(SignalKind::hangup()).ok();
         loop {
             let asked = tokio::select! {
-                () = hung_up(&mut hangup) => true,
+                _ = self.hangup.recv() => true,
                 () = pause(interval) => false,
                 () = shutdown.reached(Phase::Closing) => return,
             };
@@ -148,13 +149,6 @@ pub(crate) async fn content(config: &Config) -> Content {
         contents.push(tokio::fs::read(path).await.ok());
     }
     contents
-}
-
-async fn hung_up(signal: &mut Option<Signal>) {
-    match signal {
-        Some(signal) => drop(signal.recv().await),
-        None => std::future::pending().await,
-    }
 }
 
 async fn pause(interval: Duration) {

@@ -1,8 +1,13 @@
-//! The signals that tell a node to stop.
+//! The signals that tell a node to stop, or to read its configuration again.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Takes SIGHUP from now on, instead of its ending the process.
+pub(crate) fn reload() -> io::Result<Signal> {
+    signal(SignalKind::hangup())
+}
 
 /// SIGTERM and SIGINT. None that comes after [`Stop::listen`] is missed, also while nobody waits.
 pub(crate) struct Stop {
