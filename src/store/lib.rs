@@ -1,0 +1,1 @@
+//! What survives a restart: the journal of the mesh's durable lanes, in SQLite.
