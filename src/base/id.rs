@@ -94,6 +94,22 @@ impl<'de> Deserialize<'de> for WorkerId {
     }
 }
 
+/// Identifies another node of the mesh to the parts that send requests through it and know nothing else of the mesh.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerId(pub u128);
+
+impl fmt::Display for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0 >> 96)
+    }
+}
+
 /// Declares an id that is a shared, immutable string.
 macro_rules! text_id {
     ($(#[$meta:meta])* $name:ident) => {

@@ -1,10 +1,10 @@
 //! The mesh without I/O: membership (SWIM by foca), replication by single-writer lanes, the planes folded from them, and the
 //! codec of every frame.
 //!
-//! [`Mesh`] is a state machine: `handle(now, input)` in, [`Output`]s out. It opens no socket, reads no clock and draws no ambient
+//! `Mesh` is a state machine: `handle(now, input)` in, [`Output`]s out. It opens no socket, reads no clock and draws no ambient
 //! chance, so a whole cluster runs in virtual time (`smg-sim`), and the same code runs under QUIC (`smg-mesh`).
 //!
-//! - [`membership`](crate::mesh): who is there, who is doubted, who is down; sessions, seeds, joining and leaving.
+//! - membership: who is there, who is doubted, who is down; sessions, seeds, joining and leaving.
 //! - lanes: each node writes only its own; everybody reads all. A merge keeps the greater (epoch, version) and reads no clock.
 //! - planes: what the lanes mean, as pure folds: workers, votes on their health, load, shared configuration.
 //!
@@ -13,6 +13,7 @@
 mod config;
 mod id;
 mod io;
+mod status;
 mod values;
 
 pub use config::{Config, Limits, Profile, Timers};
@@ -21,4 +22,5 @@ pub use io::{
     Batch, Class, CloseCode, Direction, Event, Gone, Input, MemberState, Member, Output, Reach, Record, Refusal, Restored,
     WorkerRow, WriteError,
 };
+pub use status::{LaneStatus, PlaneStatus, Status};
 pub use values::{ConfigValue, Digest, EngineFigures, Kind, Ledger, NodeInfo, Op, Verdict, Vote, WorkerAdd};
