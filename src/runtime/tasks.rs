@@ -47,6 +47,10 @@ pub enum TaskKind {
     Watchdog,
     /// A fake engine of the laboratory.
     FakeEngine,
+    /// Keeps this node in its mesh. Without it the others take this node for dead, so its unforeseen end shuts the node down.
+    Mesh,
+    /// Serves one request that a peer passed on. Waited for.
+    Relay,
     /// Work that must be finished before the process ends, such as a write.
     Job,
     /// Anything else that may be cut off at any await.
@@ -87,6 +91,8 @@ impl TaskKind {
         Self::Signals,
         Self::Watchdog,
         Self::FakeEngine,
+        Self::Mesh,
+        Self::Relay,
         Self::Job,
         Self::Background,
     ];
@@ -105,6 +111,8 @@ impl TaskKind {
             Self::Signals => "signals",
             Self::Watchdog => "watchdog",
             Self::FakeEngine => "fake_engine",
+            Self::Mesh => "mesh",
+            Self::Relay => "relay",
             Self::Job => "job",
             Self::Background => "background",
         }
@@ -113,7 +121,7 @@ impl TaskKind {
     /// What a panic leads to.
     pub const fn on_panic(self) -> OnFault {
         match self {
-            Self::Listener | Self::Prober | Self::Signals => OnFault::ShutDown,
+            Self::Listener | Self::Prober | Self::Signals | Self::Mesh => OnFault::ShutDown,
             _ => OnFault::Log,
         }
     }
@@ -121,8 +129,8 @@ impl TaskKind {
     /// What an end while the node is running leads to.
     pub const fn on_end(self) -> OnFault {
         match self {
-            Self::Listener | Self::Prober | Self::Signals => OnFault::ShutDown,
-            Self::Connection | Self::Detector | Self::Job | Self::Background => OnFault::Ignore,
+            Self::Listener | Self::Prober | Self::Signals | Self::Mesh => OnFault::ShutDown,
+            Self::Connection | Self::Detector | Self::Relay | Self::Job | Self::Background => OnFault::Ignore,
             _ => OnFault::Log,
         }
     }
@@ -130,13 +138,13 @@ impl TaskKind {
     /// What the end of the process means.
     pub const fn on_cancel(self) -> OnCancel {
         match self {
-            Self::Listener | Self::Connection | Self::Job => OnCancel::Wait,
+            Self::Listener | Self::Connection | Self::Relay | Self::Job => OnCancel::Wait,
             _ => OnCancel::Abort,
         }
     }
 }
 
-const KINDS: usize = 13;
+const KINDS: usize = 15;
 
 /// How long tasks that were aborted may take to let go of what they hold.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
@@ -275,14 +283,18 @@ impl Tasks {
         });
     }
 
-    /// Ends the process's work: advances to [`Phase::Closing`], waits until `deadline` for the tasks that are to be
-    /// waited for, advances to [`Phase::Stopped`], and aborts everything left.
-    ///
-    /// Gives the names of those that should have ended by themselves and did not, with how many bore each name.
-    pub async fn finish(&self, deadline: Duration) -> Vec<String> {
+    /// Advances to [`Phase::Closing`] and waits until `deadline` for the tasks that are to be waited for.
+    pub async fn settle(&self, deadline: Duration) {
         let until = Instant::now() + deadline;
         self.inner.shutdown.advance(Phase::Closing);
         self.wait_until(until, |inner| inner.waited_for() == 0).await;
+    }
+
+    /// Ends the process's work: [settles](Self::settle), advances to [`Phase::Stopped`], and aborts everything left.
+    ///
+    /// Gives the names of those that should have ended by themselves and did not, with how many bore each name.
+    pub async fn finish(&self, deadline: Duration) -> Vec<String> {
+        self.settle(deadline).await;
         let stragglers = self.inner.stragglers();
         self.inner.shutdown.advance(Phase::Stopped);
         self.inner.abort_all();

@@ -8,7 +8,7 @@ use std::{
 
 use smg_base::ModelId;
 
-use super::{Config, Fault, Place, Problem, Sections, sections::LogFormat};
+use super::{Config, Entry, Fault, Place, Problem, Sections, Source, sections::LogFormat};
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -56,6 +56,7 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
     times(&config.sections, found);
     operation(&config.sections, found);
     files(&config.sections, found);
+    mesh(config, found);
     for model in &config.models {
         found.refuse(
             model.retries.retry_initial_backoff_ms > model.retries.retry_max_backoff_ms,
@@ -172,6 +173,47 @@ fn operation(sections: &Sections, found: &mut Findings) {
     );
 }
 
+/// Fewer characters than this cannot hold 128 bits.
+const TOKEN_BYTES_MIN: usize = 22;
+
+fn mesh(config: &Config, found: &mut Findings) {
+    let mesh = &config.sections.mesh;
+    if !mesh.enable_mesh {
+        let is_idle = |entry: &&Entry| {
+            let own = ["mesh.enable_mesh", "mesh.host_scope", "mesh.data_dir"];
+            entry.key.starts_with("mesh.") && entry.source != Source::Default && !own.contains(&entry.key.as_str())
+        };
+        for entry in config.entries.iter().filter(is_idle) {
+            let fault = Fault::NoEffect("the mesh is off; --enable-mesh turns it on".to_owned());
+            found.warnings.push(together(&[&entry.key], fault));
+        }
+        return;
+    }
+    let parts = [!mesh.mesh_ca.is_empty(), mesh.mesh_cert.is_some(), mesh.mesh_key.is_some()];
+    let has_files = parts.iter().all(|part| *part);
+    found.refuse(
+        !has_files && parts.contains(&true),
+        &["mesh.mesh_ca", "mesh.mesh_cert", "mesh.mesh_key"],
+        "a node's certificate, its key and the authorities come together",
+    );
+    let tokens = mesh.mesh_token.iter().map(|token| ("mesh.mesh_token", token));
+    let accepted = mesh.mesh_tokens_accepted.iter().map(|token| ("mesh.mesh_tokens_accepted", token));
+    for (key, _) in tokens.chain(accepted).filter(|(_, token)| token.expose().len() < TOKEN_BYTES_MIN) {
+        found.refuse(true, &[key], "the secret is too short to keep anybody out; `smg mesh token` makes a good one");
+    }
+    found.refuse(
+        mesh.mesh_token.is_none() && !mesh.mesh_tokens_accepted.is_empty(),
+        &["mesh.mesh_tokens_accepted", "mesh.mesh_token"],
+        "a node that accepts secrets has one of its own",
+    );
+    found.refuse(
+        mesh.mesh_token.is_none() && !has_files && !mesh.mesh_host.is_loopback(),
+        &["mesh.mesh_host", "mesh.mesh_token"],
+        "beyond this machine the mesh needs a secret. Type on one machine\n      export SMG_MESH_TOKEN=$(smg mesh token)\n    \
+         and set the same SMG_MESH_TOKEN on every node; or try it on this machine alone with\n      --mesh-host 127.0.0.1",
+    );
+}
+
 /// Files that are named must be there; whether their content is right is found out by whoever reads it.
 fn files(sections: &Sections, found: &mut Findings) {
     let (tls, upstream) = (&sections.tls, &sections.upstream);
@@ -180,10 +222,14 @@ fn files(sections: &Sections, found: &mut Findings) {
         ("tls.tls_key_path", &tls.tls_key_path),
         ("upstream.client_cert_path", &upstream.client_cert_path),
         ("upstream.client_key_path", &upstream.client_key_path),
+        ("mesh.mesh_cert", &sections.mesh.mesh_cert),
+        ("mesh.mesh_key", &sections.mesh.mesh_key),
+        ("mesh.mesh_peers_file", &sections.mesh.mesh_peers_file),
     ];
     let single = named.iter().filter_map(|(key, path)| Some((*key, path.as_deref()?)));
     let authorities = upstream.ca_cert_paths.iter().map(|path| ("upstream.ca_cert_paths", path.as_path()));
-    for (key, path) in single.chain(authorities) {
+    let of_mesh = sections.mesh.mesh_ca.iter().map(|path| ("mesh.mesh_ca", path.as_path()));
+    for (key, path) in single.chain(authorities).chain(of_mesh) {
         if let Some(reason) = unreadable(path) {
             let fault = Fault::Invalid(format!("{}: {reason}", path.display()));
             found.problems.push(together(&[key], fault));

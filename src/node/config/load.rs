@@ -339,7 +339,7 @@ fn entry(setting: &Setting, in_force: Option<&(Vec<String>, Source)>) -> Entry {
     };
     let value = match values.first() {
         None => Given::Nothing,
-        Some(secret) if setting.kind() == Kind::Secret => Given::Hidden(Secret::new(secret.as_str())),
+        Some(_) if setting.kind() == Kind::Secret => Given::Hidden(Secret::new(values.join(" "))),
         _ => Given::Plain(values),
     };
     Entry { key: setting.key(), source, value }

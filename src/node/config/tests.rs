@@ -164,6 +164,42 @@ fn values_that_contradict_each_other_are_refused() {
 }
 
 #[test]
+fn a_mesh_is_checked_as_a_whole() {
+    let check = |args: &str, expected: &[&str]| {
+        let found = problems("", &args.split_whitespace().collect::<Vec<_>>(), &[]);
+        assert_eq!(found.len(), expected.len(), "{args}: {found:#?}");
+        for expected in expected {
+            assert!(found.iter().any(|problem| problem.contains(expected)), "{expected}\nis not in\n{found:#?}");
+        }
+    };
+    let needs_secret = "mesh.mesh_host and mesh.mesh_token: beyond this machine";
+    check("--enable-mesh", &[needs_secret]);
+    check("--enable-mesh --mesh-host 10.0.0.1 --mesh-peer-urls a", &[needs_secret, "must be host:port"]);
+    check("--enable-mesh --mesh-token short", &["mesh.mesh_token: the secret is too short"]);
+    let accepted = "--enable-mesh --mesh-host ::1 --mesh-tokens-accepted 0123456789012345678901 b";
+    check(accepted, &["mesh.mesh_tokens_accepted: the secret is too short", "has one of its own"]);
+    let half = "--enable-mesh --mesh-host 127.0.0.1 --mesh-cert /nowhere";
+    check(half, &["its key and the authorities come together", "mesh.mesh_cert: /nowhere: "]);
+    check("--mesh-profile fst", &["did you mean fast?"]);
+}
+
+#[test]
+fn a_mesh_may_be_as_small_as_one_machine() {
+    let config = good("", &["--enable-mesh", "--mesh-host", "127.0.0.1", "--mesh-port", "0"], &[]);
+    let mesh = &config.sections.mesh;
+    assert!(mesh.enable_mesh && mesh.mesh_token.is_none() && mesh.mesh_peer_urls.is_empty());
+    let token = [("SMG_MESH_TOKEN", "0123456789012345678901"), ("SMG_MESH_PEER_URLS", "a:1,b:2")];
+    let config = good("[mesh]\nenable_mesh = true\nmesh_zone = 'z1'", &["--mesh-profile", "wan"], &token);
+    assert_eq!(config.sections.mesh.mesh_peer_urls, ["a:1", "b:2"]);
+    assert_eq!(config.sections.mesh.mesh_zone.as_deref(), Some("z1"));
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let off: Vec<String> =
+        good("", &["--mesh-zone", "z"], &token[..1]).warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(off.len(), 2, "{off:?}");
+    assert!(off[0].starts_with("mesh.mesh_token: has no effect: the mesh is off"), "{off:?}");
+}
+
+#[test]
 fn a_contradiction_with_a_broken_value_is_not_told() {
     let found = problems("", &["--retry-initial-backoff-ms", "40s", "--retry-max-backoff-ms", "x"], &[]);
     assert_eq!(found.len(), 1, "{found:?}");

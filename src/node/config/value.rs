@@ -2,7 +2,13 @@
 //!
 //! A value is parsed once, here; what leaves this module needs no further check of its own.
 
-use std::{fmt, num::NonZeroUsize, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    net::Ipv6Addr,
+    num::{NonZeroU16, NonZeroUsize},
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use smg_base::{ByteSize, ModelId};
@@ -38,8 +44,14 @@ pub enum BadValue {
     #[error("must be host:port or an http(s) URL")]
     Endpoint,
     /// Not a name.
-    #[error("must be 1 to 63 letters, digits, dots, dashes or underscores")]
-    NodeName,
+    #[error("must be 1 to {0} letters, digits, dots, dashes or underscores")]
+    Name(usize),
+    /// Not the name or address of a machine.
+    #[error("must be a name or an address, without a port")]
+    Host,
+    /// Not the mesh port of a node.
+    #[error("must be host:port, such as node-1:39527 or [::1]:39527")]
+    Peer,
 }
 
 /// A duration whose bare number counts seconds.
@@ -227,9 +239,48 @@ pub fn otlp_endpoint(text: &str) -> Result<String, BadValue> {
 
 /// A node's name.
 pub fn node_name(text: &str) -> Result<String, BadValue> {
-    let is_name = (1..=63).contains(&text.len())
+    name(text, 63)
+}
+
+/// A node's name in its mesh.
+pub fn mesh_name(text: &str) -> Result<String, BadValue> {
+    name(text, 128)
+}
+
+/// The name of a cluster.
+pub fn cluster_name(text: &str) -> Result<String, BadValue> {
+    name(text, 63)
+}
+
+/// The name of a machine, zone or region.
+pub fn place_name(text: &str) -> Result<String, BadValue> {
+    name(text, 63)
+}
+
+fn name(text: &str, bytes_max: usize) -> Result<String, BadValue> {
+    let is_name = (1..=bytes_max).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
-    if is_name { Ok(text.to_owned()) } else { Err(BadValue::NodeName) }
+    if is_name { Ok(text.to_owned()) } else { Err(BadValue::Name(bytes_max)) }
+}
+
+/// The name or address of a machine. An IPv6 address may stand in brackets, which are taken off.
+pub fn host(text: &str) -> Result<String, BadValue> {
+    let text = text.trim();
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    let is_name = !bare.is_empty()
+        && bare.len() <= 253
+        && bare.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
+    if is_name || bare.parse::<Ipv6Addr>().is_ok() { Ok(bare.to_owned()) } else { Err(BadValue::Host) }
+}
+
+/// The mesh port of a node, as `host:port`; a scheme in front, which the reference gateway takes, says nothing.
+pub fn peer(text: &str) -> Result<String, BadValue> {
+    let text = text.trim();
+    let text = text.split_once("://").map_or(text, |(_, rest)| rest).trim_end_matches('/');
+    let (name, port) = text.rsplit_once(':').ok_or(BadValue::Peer)?;
+    let is_bare_v6 = name.contains(':') && !name.starts_with('[');
+    let is_port = port.parse::<NonZeroU16>().is_ok();
+    if is_bare_v6 || !is_port || host(name).is_err() { Err(BadValue::Peer) } else { Ok(text.to_owned()) }
 }
 
 /// The size of a chunk of text.
@@ -311,5 +362,21 @@ mod tests {
         assert!(chunk_size("0").is_err() && chunk_size("1MiB").is_err());
         assert!(url_path("/health").is_ok() && url_path("health").is_err() && url_path("/a b").is_err());
         assert!(node_name("a-1.b").is_ok() && node_name("").is_err() && node_name("a b").is_err());
+        assert!(node_name(&"a".repeat(64)).is_err() && mesh_name(&"a".repeat(64)).is_ok());
+    }
+
+    #[test]
+    fn peers_are_a_host_and_a_port() {
+        let check = |text: &str, expected: Option<&str>| assert_eq!(peer(text).ok().as_deref(), expected, "{text}");
+        check("node-1:39527", Some("node-1:39527"));
+        check("10.0.0.1:1", Some("10.0.0.1:1"));
+        check("[::1]:39527", Some("[::1]:39527"));
+        check("http://node-1.mesh.svc:39527/", Some("node-1.mesh.svc:39527"));
+        for bad in ["node-1", "node-1:", "node-1:0", "node-1:99999", ":39527", "::1:39527", "a b:1", "a/b:1"] {
+            check(bad, None);
+        }
+        assert_eq!(host("[fd00::1]").as_deref(), Ok("fd00::1"));
+        assert_eq!(host("fd00::1").as_deref(), Ok("fd00::1"));
+        assert!(host("node-1:1").is_err() && host("").is_err() && host("a/b").is_err());
     }
 }

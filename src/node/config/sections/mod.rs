@@ -7,6 +7,7 @@
 //! separated by commas.
 
 mod edge;
+mod mesh;
 mod operation;
 mod traffic;
 mod workers;
@@ -14,6 +15,7 @@ mod workers;
 use clap::Args;
 
 pub use edge::{AdminAccess, Limits, Listener, Security, Tls};
+pub use mesh::Mesh;
 pub use operation::{AccessLog, Compatibility, LogFormat, Logging, Metrics, Node, Tracing};
 pub use traffic::{CircuitBreaker, Retries, Routing, Timeouts};
 pub use workers::{Fleet, Health, Upstream};
@@ -54,6 +56,9 @@ pub struct Sections {
     /// Encryption towards clients.
     #[command(flatten)]
     pub tls: Tls,
+    /// The mesh that nodes form.
+    #[command(flatten)]
+    pub mesh: Mesh,
     /// What is logged.
     #[command(flatten)]
     pub logging: Logging,
