@@ -191,6 +191,13 @@ impl Breaker {
         self.publish(&machine);
     }
 
+    /// Closes it and forgets what it has seen; passes that are out count nothing any more.
+    pub(crate) fn reset(&self) {
+        let mut machine = self.machine.lock();
+        machine.enter(Phase::CLOSED);
+        self.publish(&machine);
+    }
+
     /// Called under the lock, so that the mirrors never go back.
     fn publish(&self, machine: &Machine) {
         let (failures, successes) = match machine.phase {

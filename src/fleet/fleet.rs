@@ -8,8 +8,8 @@ use parking_lot::{Mutex, MutexGuard};
 use smg_base::{ModelId, Timestamp, WorkerId};
 
 use crate::{
-    BreakerConfig, EngineProfile, FleetError, HealthConfig, Origin, Snapshot, Status, Worker, WorkerPatch, WorkerSpec,
-    WorkerState, WorkerUrl, health::Draining,
+    BreakerConfig, DirectPath, EngineLoad, EngineProfile, EngineSource, FleetError, HealthConfig, Origin, PeerLoad,
+    ProbeDuty, Reach, Snapshot, Status, Worker, WorkerPatch, WorkerSpec, WorkerState, WorkerUrl, health::Draining,
 };
 
 /// Settings of the fleet; a worker's own stand in its specification.
@@ -97,7 +97,7 @@ impl Fleet {
     pub fn add(&self, spec: WorkerSpec, origin: Origin, now: Timestamp) -> Result<Added, FleetError> {
         let mut table = self.table.lock();
         let added = table.put(spec, origin, now)?;
-        if origin != Origin::Api {
+        if matches!(origin, Origin::Flag | Origin::File) {
             let declared = table.declared.entry(origin).or_default();
             declared.insert(added.worker.id, added.worker.spec.clone());
         }
@@ -117,6 +117,69 @@ impl Fleet {
         let added = table.put(spec, origin, now)?;
         self.publish(table);
         Ok(added)
+    }
+
+    /// Adds a worker that another node knows, or describes one that is there as that node does; its origin stays then, and
+    /// a drain is called off. The id is given, because a URL that means another machine's own would have a different one here.
+    pub fn import(
+        &self,
+        id: WorkerId,
+        spec: WorkerSpec,
+        direct: DirectPath,
+        now: Timestamp,
+    ) -> Result<Added, FleetError> {
+        let mut table = self.table.lock();
+        let origin = table.entries.get(&id).map_or(Origin::Mesh, |entry| entry.worker.origin);
+        let added = table.put_as(id, spec, origin, now)?;
+        added.worker.state.paths.set_direct(direct);
+        if added.change != Change::Unchanged {
+            self.publish(table);
+        }
+        Ok(added)
+    }
+
+    /// Takes down what the nodes together know of a worker; nothing if it is not there.
+    pub fn set_reach(&self, id: WorkerId, reach: Reach) {
+        let mut table = self.table.lock();
+        let Some(entry) = table.entries.get_mut(&id) else { return };
+        let paths = &entry.worker.state.paths;
+        if paths.outlook().duty() == ProbeDuty::Light && reach.duty == ProbeDuty::Full {
+            // Nobody else may be looking any more.
+            entry.next_probe = Timestamp::ORIGIN;
+        }
+        paths.set_reach(reach);
+    }
+
+    /// Takes down what the other gateways have at a worker; nothing if it is not there.
+    pub fn set_peer_load(&self, id: WorkerId, load: PeerLoad) {
+        if let Some(worker) = self.snapshot().worker(id) {
+            worker.state.load.set_peers(load);
+        }
+    }
+
+    /// Says who asks a worker's engine how busy it is. As long as nothing was heard from there, nothing is known.
+    pub fn set_engine_source(&self, id: WorkerId, source: EngineSource) {
+        if let Some(worker) = self.snapshot().worker(id)
+            && worker.engine_source() != source
+        {
+            worker.state.paths.set_engine_source(source);
+            worker.state.load.clear_engine();
+        }
+    }
+
+    /// Takes down an engine's figures as another node asked for them, with the number of requests that came from none of
+    /// the nodes.
+    pub fn set_engine_heard(&self, id: WorkerId, engine: EngineLoad, foreign: u32) {
+        if let Some(worker) = self.snapshot().worker(id) {
+            worker.state.load.set_engine_heard(engine, foreign);
+        }
+    }
+
+    /// Forgets them, because the node that asked no longer tells.
+    pub fn clear_engine(&self, id: WorkerId) {
+        if let Some(worker) = self.snapshot().worker(id) {
+            worker.state.load.clear_engine();
+        }
     }
 
     /// Changes some settings of a worker. Its origin stays, so the list it came from still rules whether it exists.
@@ -303,8 +366,11 @@ impl Table {
     }
 
     fn put(&mut self, spec: WorkerSpec, origin: Origin, now: Timestamp) -> Result<Added, FleetError> {
+        self.put_as(self.id_of(&spec.url), spec, origin, now)
+    }
+
+    fn put_as(&mut self, id: WorkerId, spec: WorkerSpec, origin: Origin, now: Timestamp) -> Result<Added, FleetError> {
         let spec = spec.checked()?;
-        let id = self.id_of(&spec.url);
         for card in &spec.models {
             for alias in &card.aliases {
                 self.check_alias(alias, &card.id, Some(id))?;
@@ -349,7 +415,9 @@ impl Table {
         self.revision += 1;
         let health = spec.health.over(&self.config.health);
         old.state.health.reconfigure(&health);
-        old.state.breaker.reconfigure(spec.resilience.over(&self.config.breaker));
+        let breaker = spec.resilience.over(&self.config.breaker);
+        old.state.breaker.reconfigure(breaker);
+        old.state.paths.breaker.reconfigure(breaker);
         let worker = Worker::new(old.id, spec, origin, health, Arc::clone(&old.state));
         let worker = Arc::new(worker.revised(self.revision, old.profile.clone()));
         if let Some(entry) = self.entries.get_mut(&old.id) {

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use smg_base::Timestamp;
 
+use crate::{HealthVote, ProbeDuty};
+
 /// How a worker is probed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthConfig {
@@ -192,8 +194,22 @@ impl Health {
     }
 
     /// Time until the next probe.
-    pub(crate) fn pause(&self, config: &HealthConfig) -> Duration {
-        self.machine.lock().pause(config)
+    pub(crate) fn pause(&self, config: &HealthConfig, duty: ProbeDuty) -> Duration {
+        self.machine.lock().pause(config, duty)
+    }
+
+    /// What the probes say, for others to count: nothing of a worker that has not answered yet, and nothing of one that is
+    /// being drained, because it is not probed.
+    pub(crate) fn vote(&self) -> Option<HealthVote> {
+        let machine = self.machine.lock();
+        match machine.status() {
+            Status::Pending | Status::Draining => None,
+            Status::Ready => Some(HealthVote::Up),
+            Status::NotReady | Status::Failed => Some(match machine.last_failure {
+                Some((ProbeFailure::Unreachable, _)) => HealthVote::Unreachable,
+                Some(_) | None => HealthVote::Sick,
+            }),
+        }
     }
 
     /// Whether the worker may be removed by rule: it has failed, the last probe failed too, and not too long ago.
@@ -305,11 +321,12 @@ impl Machine {
         };
     }
 
-    fn pause(&self, config: &HealthConfig) -> Duration {
+    fn pause(&self, config: &HealthConfig, duty: ProbeDuty) -> Duration {
         match self.phase {
-            Phase::Ready { .. } | Phase::NotReady { successes: 0, .. } | Phase::Failed { successes: 0 } => {
-                config.interval
-            }
+            Phase::Ready { .. } | Phase::NotReady { successes: 0, .. } | Phase::Failed { successes: 0 } => match duty {
+                ProbeDuty::Full => config.interval,
+                ProbeDuty::Light => config.interval.saturating_mul(ProbeDuty::LIGHT),
+            },
             Phase::Pending { .. } => config.startup_interval.min(config.interval),
             Phase::NotReady { .. } | Phase::Failed { .. } => HOPEFUL_PAUSE.min(config.interval),
         }
@@ -413,7 +430,7 @@ mod tests {
     fn hope_shortens_the_pause() {
         let config = HealthConfig::default();
         let health = Health::new(&config, at(0));
-        let pause = || health.pause(&config).as_secs();
+        let pause = || health.pause(&config, ProbeDuty::Full).as_secs();
         assert_eq!(pause(), 1);
         health.record(&config, OK, at(0));
         assert_eq!(pause(), 60);
@@ -424,7 +441,7 @@ mod tests {
         health.record(&config, OK, at(4));
         assert_eq!((health.status(), pause()), (Status::NotReady, 1));
         let brisk = HealthConfig { interval: Duration::from_millis(100), ..config.clone() };
-        assert_eq!(health.pause(&brisk), Duration::from_millis(100));
+        assert_eq!(health.pause(&brisk, ProbeDuty::Full), Duration::from_millis(100));
     }
 
     #[test]

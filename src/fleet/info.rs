@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use smg_base::WorkerId;
 
-use crate::{BreakerState, Engine, Origin, Status, Worker, WorkerSpec};
+use crate::{BreakerState, ClusterVerdict, DirectPath, Engine, Origin, Status, Worker, WorkerSpec};
 
 /// What the admin API tells of a worker: its specification (with the models and the engine as they are known
 /// now, and never with its key), and how it does.
@@ -19,7 +19,7 @@ pub struct WorkerInfo {
     pub has_api_key: bool,
     /// Its first model, `unknown` if it lists none.
     pub model_id: String,
-    /// Whether it may be used, as far as its probes tell.
+    /// Whether it may be used, as far as probes tell: those of this gateway, and of its peers if it has any.
     pub is_healthy: bool,
     /// Where it stands.
     pub status: Status,
@@ -43,6 +43,15 @@ pub struct WorkerInfo {
     pub kv_capacity: Option<u64>,
     /// Its breaker.
     pub breaker: BreakerInfo,
+    /// What the nodes of the cluster together found out; absent where nobody says anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<&'static str>,
+    /// The peer through which it is best reached, if any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
+    /// Requests that the other gateways have there, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_load: Option<u32>,
 }
 
 /// A breaker as the admin API shows it.
@@ -70,7 +79,7 @@ impl From<&Worker> for WorkerInfo {
             },
             has_api_key: worker.spec.api_key.is_some(),
             model_id: worker.models().first().map_or("unknown", |card| card.id.as_str()).to_owned(),
-            is_healthy: worker.status() == Status::Ready,
+            is_healthy: is_healthy(worker),
             status: worker.status(),
             load: load.in_flight(),
             pending_tokens: load.pending_tokens(),
@@ -86,7 +95,23 @@ impl From<&Worker> for WorkerInfo {
                 consecutive_failures: breaker.consecutive_failures(),
                 consecutive_successes: breaker.consecutive_successes(),
             },
+            verdict: match worker.verdict() {
+                ClusterVerdict::Unknown => None,
+                ClusterVerdict::Up => Some("up"),
+                ClusterVerdict::Down => Some("down"),
+            },
+            via: worker.via().map(|via| via.peer.to_string()),
+            peer_load: Some(load.peers().requests).filter(|requests| *requests > 0),
         }
+    }
+}
+
+fn is_healthy(worker: &Worker) -> bool {
+    match worker.status() {
+        Status::Draining => false,
+        _ if worker.verdict() == ClusterVerdict::Down => false,
+        Status::Ready if worker.direct() == DirectPath::Allowed => true,
+        _ => worker.via().is_some(),
     }
 }
 

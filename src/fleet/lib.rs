@@ -8,7 +8,10 @@
 //! Everything here is pure: time is an argument, and nothing is sent. Probing, detection and polling belong to the
 //! `upstream` crate, choosing among the workers of a [`Pool`] to `routing`, draining at shutdown to `gateway`.
 //!
-//! What it deliberately does not know: HTTP, policies, other nodes of a cluster.
+//! A worker may also be reached through a peer: who that is, and what all nodes together think of the worker, is told from
+//! outside ([`Reach`]); here it only decides which [`Path`] a request may take.
+//!
+//! What it deliberately does not know: HTTP, policies, how nodes of a cluster speak to each other.
 
 mod breaker;
 mod budget;
@@ -19,6 +22,7 @@ mod health;
 mod info;
 mod load;
 mod model;
+mod path;
 mod probes;
 mod profile;
 mod rates;
@@ -37,8 +41,9 @@ pub use error::FleetError;
 pub use fleet::{Added, Change, Delta, Fleet, FleetConfig};
 pub use health::{Health, HealthConfig, ProbeFailure, Status, StatusChange};
 pub use info::{BreakerInfo, WorkerInfo};
-pub use load::{EngineLoad, Load, LoadGuard};
+pub use load::{EngineLoad, Load, LoadGuard, PeerLoad};
 pub use model::ModelCard;
+pub use path::{ClusterVerdict, DirectPath, EngineSource, HealthVote, Path, ProbeDuty, Reach, Relaying, Via};
 pub use profile::{EngineProfile, Offer};
 pub use rates::Rates;
 pub use snapshot::{Pool, Snapshot};

@@ -23,6 +23,7 @@ pub struct Load {
     pending_tokens: AtomicU64,
     processed: AtomicU64,
     dispatched_tokens: AtomicU64,
+    peers: PeerWords,
     engine: EngineWords,
     keys_active: AtomicU32,
     keys: Mutex<StableMap<u64, u32>>,
@@ -41,6 +42,25 @@ pub struct EngineLoad {
     pub generation_tokens_per_second: f32,
     /// When it said so.
     pub at: Timestamp,
+}
+
+/// What the other gateways together have at a worker, as far as they have told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerLoad {
+    /// Requests sent and not finished.
+    pub requests: u32,
+    /// Of those, how many decode.
+    pub decoding: u32,
+    /// Prompt tokens of those whose first token has not come.
+    pub pending_tokens: u64,
+}
+
+/// [`PeerLoad`] in words of its own, for the same reason as [`EngineWords`].
+#[derive(Debug, Default)]
+struct PeerWords {
+    /// Requests, and those that decode.
+    requests: AtomicU64,
+    pending_tokens: AtomicU64,
 }
 
 /// An engine's figures, and this gateway's own at the same moment, in words of their own: every decision reads those of every
@@ -82,6 +102,31 @@ impl Load {
         self.decoding.load(Ordering::Relaxed)
     }
 
+    /// What the other gateways have there.
+    #[inline]
+    pub fn peers(&self) -> PeerLoad {
+        let (requests, decoding) = halves(self.peers.requests.load(Ordering::Relaxed));
+        PeerLoad { requests, decoding, pending_tokens: self.peers.pending_tokens.load(Ordering::Relaxed) }
+    }
+
+    /// Requests that this gateway and the others have there.
+    #[inline]
+    pub fn requests(&self) -> u32 {
+        self.in_flight().saturating_add(halves(self.peers.requests.load(Ordering::Relaxed)).0)
+    }
+
+    /// Prompt tokens of the requests of all gateways whose first token has not come.
+    #[inline]
+    pub fn all_pending_tokens(&self) -> u64 {
+        self.pending_tokens().saturating_add(self.peers.pending_tokens.load(Ordering::Relaxed))
+    }
+
+    /// Takes down what the other gateways have there.
+    pub fn set_peers(&self, peers: PeerLoad) {
+        self.peers.requests.store(word(peers.requests, peers.decoding), Ordering::Relaxed);
+        self.peers.pending_tokens.store(peers.pending_tokens, Ordering::Relaxed);
+    }
+
     /// Requests ever sent.
     pub fn processed(&self) -> u64 {
         self.processed.load(Ordering::Relaxed)
@@ -108,7 +153,7 @@ impl Load {
         })
     }
 
-    /// Requests the engine had from others than this gateway when it last spoke.
+    /// Requests the engine had from others than this gateway and those it knows of when it last spoke.
     #[inline]
     pub fn foreign_requests(&self) -> u32 {
         halves(self.engine.foreign_kv.load(Ordering::Relaxed)).0
@@ -122,8 +167,13 @@ impl Load {
 
     /// Takes down the engine's figures; not a number and out of range become the nearest that makes sense.
     pub fn set_engine(&self, engine: EngineLoad) {
+        let foreign = engine.running.saturating_add(engine.waiting).saturating_sub(self.requests());
+        self.set_engine_heard(engine, foreign);
+    }
+
+    /// The same where another gateway asked the engine, and says how many requests came from none of them.
+    pub fn set_engine_heard(&self, engine: EngineLoad, foreign: u32) {
         let sane = |value: f32, max: f32| if value.is_nan() { 0.0 } else { value.clamp(0.0, max) };
-        let foreign = engine.running.saturating_add(engine.waiting).saturating_sub(self.in_flight());
         let words = &self.engine;
         words.requests.store(word(engine.running, engine.waiting), Ordering::Relaxed);
         words.foreign_kv.store(word(foreign, sane(engine.kv_usage, 1.0).to_bits()), Ordering::Relaxed);

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use smg_base::{Timestamp, WorkerId, hash};
 
-use crate::{Fleet, ProbeFailure, Status, StatusChange, Worker, fleet::Entry};
+use crate::{ClusterVerdict, DirectPath, Fleet, ProbeFailure, Status, StatusChange, Worker, fleet::Entry};
 
 impl Fleet {
     /// The workers to probe now. Each is handed out once; if its result never comes, again after the time that a
@@ -44,23 +44,29 @@ impl Fleet {
         change
     }
 
-    /// The workers that a rule may remove: they have failed, and their latest probe has failed not long ago.
+    /// The workers that a rule may remove: they have failed, their latest probe from here has failed not long ago, and the
+    /// nodes together do not say that they are up.
     pub fn unhealthy_for_removal(&self, now: Timestamp) -> Vec<WorkerId> {
         let table = self.table();
         let workers = table.entries.values().map(|entry| &entry.worker);
-        workers.filter(|worker| worker.state.health.is_lost(&worker.health, now)).map(|worker| worker.id).collect()
+        let is_lost = |worker: &&Arc<Worker>| {
+            worker.verdict() != ClusterVerdict::Up && worker.state.health.is_lost(&worker.health, now)
+        };
+        workers.filter(is_lost).map(|worker| worker.id).collect()
     }
 }
 
 impl Entry {
     fn is_probed(&self) -> bool {
-        self.worker.health.enabled && self.worker.status() != Status::Draining
+        let worker = &self.worker;
+        worker.health.enabled && worker.status() != Status::Draining && worker.direct() == DirectPath::Allowed
     }
 
     /// Time to the next probe, within a tenth of the nominal one: workers added together drift apart. The spread
     /// comes from the id, so two runs have the same.
     fn pause(&self) -> Duration {
-        let pause = self.worker.state.health.pause(&self.worker.health);
+        let state = &self.worker.state;
+        let pause = state.health.pause(&self.worker.health, state.paths.outlook().duty());
         let id = self.worker.id.as_u128();
         #[expect(clippy::cast_possible_truncation, reason = "both halves are mixed in")]
         let drawn = hash::mix(hash::mix((id >> 64) as u64, id as u64), self.probes);

@@ -76,6 +76,8 @@ pub enum Origin {
     File,
     /// The admin API.
     Api,
+    /// Another node of the cluster.
+    Mesh,
 }
 
 impl Origin {
@@ -85,6 +87,7 @@ impl Origin {
             Self::Flag => "flag",
             Self::File => "file",
             Self::Api => "api",
+            Self::Mesh => "mesh",
         }
     }
 }

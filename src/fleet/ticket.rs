@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use smg_base::Timestamp;
 
-use crate::{BreakerTransition, Outcome, WorkerState, breaker::Pass};
+use crate::{Breaker, BreakerTransition, Outcome, Path, WorkerState, breaker::Pass};
 
-/// One request that a worker's breaker let through. It ends with [`Ticket::record`]; dropped, it counts as
+/// One request that the breaker of a path to a worker let through. It ends with [`Ticket::record`]; dropped, it counts as
 /// [`Outcome::Neutral`], so a half-open breaker always gets its probe back. Record it as soon as the outcome is known
 /// (for a stream: when the first token came, or when it failed before), because a half-open breaker lets nothing
 /// else through until then.
@@ -14,13 +14,24 @@ use crate::{BreakerTransition, Outcome, WorkerState, breaker::Pass};
 #[derive(Debug)]
 pub struct Ticket {
     state: Arc<WorkerState>,
+    path: Path,
     pass: Option<Pass>,
 }
 
 impl Ticket {
-    pub(crate) fn new(state: Arc<WorkerState>, now: Timestamp) -> Option<Self> {
-        let pass = state.breaker.admit(now)?;
-        Some(Self { state, pass: Some(pass) })
+    pub(crate) fn new(state: Arc<WorkerState>, path: Path, now: Timestamp) -> Option<Self> {
+        let pass = state.breaker_of(path).admit(now)?;
+        Some(Self { state, path, pass: Some(pass) })
+    }
+
+    /// The path it is for.
+    pub fn path(&self) -> Path {
+        self.path
+    }
+
+    /// The breaker that let it through.
+    pub fn breaker(&self) -> &Breaker {
+        self.state.breaker_of(self.path)
     }
 
     /// The transition that letting this request through made: from open to half-open, or none.
@@ -31,10 +42,10 @@ impl Ticket {
     /// Says what became of the request; returns the transition this made.
     pub fn record(mut self, outcome: Outcome, now: Timestamp) -> Option<BreakerTransition> {
         let pass = self.pass.take()?;
-        if outcome == Outcome::Success {
+        if outcome == Outcome::Success && self.path == Path::Direct {
             self.state.health.note_traffic(now);
         }
-        self.state.breaker.record(&pass, outcome, now)
+        self.breaker().record(&pass, outcome, now)
     }
 }
 
@@ -42,7 +53,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(pass) = self.pass.take() {
             // A neutral outcome moves nothing that depends on the time.
-            self.state.breaker.record(&pass, Outcome::Neutral, Timestamp::ORIGIN);
+            self.breaker().record(&pass, Outcome::Neutral, Timestamp::ORIGIN);
         }
     }
 }

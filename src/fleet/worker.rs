@@ -5,8 +5,9 @@ use std::sync::Arc;
 use smg_base::{Timestamp, WorkerId};
 
 use crate::{
-    Breaker, BreakerConfig, Engine, EngineProfile, Health, HealthConfig, Load, LoadGuard, ModelCard, Offer, Origin,
-    Rates, Status, Ticket, WorkerSpec,
+    Breaker, BreakerConfig, ClusterVerdict, DirectPath, Engine, EngineProfile, EngineSource, Health, HealthConfig,
+    HealthVote, Load, LoadGuard, ModelCard, Offer, Origin, Path, Rates, Relaying, Status, Ticket, Via, WorkerSpec,
+    path::Paths,
 };
 
 /// One revision of a worker: what was said of it and found out about it, and the state it shares with its other
@@ -39,10 +40,11 @@ pub struct WorkerState {
     pub load: Load,
     /// Whether its probes succeed.
     pub health: Health,
-    /// Whether its requests succeed.
+    /// Whether requests on the direct path succeed.
     pub breaker: Breaker,
     /// How fast it is.
     pub rates: Rates,
+    pub(crate) paths: Paths,
 }
 
 impl WorkerState {
@@ -52,6 +54,15 @@ impl WorkerState {
             health: Health::new(health, now),
             breaker: Breaker::new(breaker),
             rates: Rates::default(),
+            paths: Paths::new(breaker),
+        }
+    }
+
+    /// The breaker of a path.
+    pub fn breaker_of(&self, path: Path) -> &Breaker {
+        match path {
+            Path::Direct => &self.breaker,
+            Path::Via(_) => &self.paths.breaker,
         }
     }
 
@@ -143,25 +154,109 @@ impl Worker {
         self.state.health.status()
     }
 
-    /// Whether it may be given a request now: it is ready and its breaker would let the request through.
+    /// Whether it may be given a request now, on whatever path.
     #[inline]
     pub fn is_available(&self, now: Timestamp) -> bool {
-        self.status() == Status::Ready && self.state.breaker.would_admit(now)
+        self.can_take(Relaying::Allowed, now)
+    }
+
+    /// The same for a request that may be handed to a peer, or not.
+    #[inline]
+    pub fn can_take(&self, relaying: Relaying, now: Timestamp) -> bool {
+        self.way(relaying, now).is_some()
+    }
+
+    /// The path a request would take now: the direct one if the worker is ready and the breaker there would let it
+    /// through, else through the peer that reaches it. None if neither may be used, or if all nodes together say that
+    /// nobody is to use the worker.
+    pub fn path(&self, now: Timestamp) -> Option<Path> {
+        self.path_of(self.way(Relaying::Allowed, now)?)
+    }
+
+    /// The seconds that the path adds to each request; zero where it is the direct one, or where there is none.
+    #[inline]
+    pub fn path_seconds(&self, now: Timestamp) -> f32 {
+        let Some(rtt) = self.state.paths.outlook().rtt() else { return 0.0 };
+        match self.way(Relaying::Allowed, now) {
+            Some(Way::Via) => rtt.as_secs_f32(),
+            Some(Way::Direct) | None => 0.0,
+        }
     }
 
     /// Permission to send it one request. None if it may not be used, or if another request has just become the
     /// probe of its half-open breaker: choose again without it.
     pub fn admit(&self, now: Timestamp) -> Option<Ticket> {
-        if self.status() != Status::Ready {
+        self.admit_by(Relaying::Allowed, now)
+    }
+
+    /// The same for a request that may be handed to a peer, or not.
+    pub fn admit_by(&self, relaying: Relaying, now: Timestamp) -> Option<Ticket> {
+        let path = self.path_of(self.way(relaying, now)?)?;
+        Ticket::new(Arc::clone(&self.state), path, now)
+    }
+
+    /// The peer through which it is best reached, if any.
+    pub fn via(&self) -> Option<Via> {
+        self.state.paths.via()
+    }
+
+    /// What all nodes together found out about it.
+    pub fn verdict(&self) -> ClusterVerdict {
+        self.state.paths.outlook().verdict()
+    }
+
+    /// Whether this node may use it itself.
+    pub fn direct(&self) -> DirectPath {
+        self.state.paths.outlook().direct()
+    }
+
+    /// Where its engine's figures come from.
+    pub fn engine_source(&self) -> EngineSource {
+        self.state.paths.outlook().engine_source()
+    }
+
+    /// What this node's probes say of it; none as long as they say nothing.
+    pub fn vote(&self) -> Option<HealthVote> {
+        match self.direct() {
+            DirectPath::Allowed => self.state.health.vote(),
+            DirectPath::Forbidden => None,
+        }
+    }
+
+    #[inline]
+    fn way(&self, relaying: Relaying, now: Timestamp) -> Option<Way> {
+        let status = self.status();
+        let outlook = self.state.paths.outlook();
+        if outlook.is_down() || status == Status::Draining {
             return None;
         }
-        Ticket::new(Arc::clone(&self.state), now)
+        let is_ready = status == Status::Ready && outlook.direct() == DirectPath::Allowed;
+        if is_ready && self.state.breaker.would_admit(now) {
+            return Some(Way::Direct);
+        }
+        let is_relayed = outlook.has_via() && relaying == Relaying::Allowed;
+        (is_relayed && self.state.paths.breaker.would_admit(now)).then_some(Way::Via)
+    }
+
+    fn path_of(&self, way: Way) -> Option<Path> {
+        match way {
+            Way::Direct => Some(Path::Direct),
+            // It may have gone since the look at the word.
+            Way::Via => self.via().map(Path::Via),
+        }
     }
 
     /// Whether none of this gateway's requests is there.
     pub fn is_idle(&self) -> bool {
         self.state.load.in_flight() == 0
     }
+}
+
+/// A path without its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Direct,
+    Via,
 }
 
 /// How many requests a worker runs at once: as specified, else as labelled, else as its engine says.

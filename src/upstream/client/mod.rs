@@ -169,7 +169,8 @@ impl std::fmt::Debug for Upstream {
 impl Inner {
     fn rules(&self, origin: Origin) -> &Arc<UrlRules> {
         match origin {
-            Origin::Flag | Origin::File => &self.operator_rules,
+            // What another node vouches for was held to its own rules.
+            Origin::Flag | Origin::File | Origin::Mesh => &self.operator_rules,
             Origin::Api => &self.api_rules,
         }
     }
