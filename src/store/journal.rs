@@ -29,7 +29,8 @@ const APPLICATION: i64 = 0x736d_676a;
 const SCHEMA: i64 = 1;
 const PAGE_BYTES: u64 = 4_096;
 
-// Numbers are stored as SQLite's signed integers with the same bits. `sum` is over all other columns of its row.
+// Numbers are stored as SQLite's signed integers with the same bits. `sum` is over all other columns of its row. Values may be
+// long, and a table without row ids would put every one above a kilobyte on pages of its own.
 const TABLES: &str = "
     CREATE TABLE number (name TEXT PRIMARY KEY, value INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE lane (
@@ -39,7 +40,16 @@ const TABLES: &str = "
     CREATE TABLE entry (
         writer BLOB NOT NULL, kind INTEGER NOT NULL, key BLOB NOT NULL, version INTEGER NOT NULL, value BLOB,
         sum INTEGER NOT NULL, PRIMARY KEY (writer, kind, key)
-    ) STRICT, WITHOUT ROWID;
+    ) STRICT;
+";
+
+/// A commit is on disk when it returns; the log is cut back when it has been written into the database.
+const LOG: &str = "
+    PRAGMA journal_mode = WAL;
+    PRAGMA synchronous = FULL;
+    PRAGMA fullfsync = ON;
+    PRAGMA checkpoint_fullfsync = ON;
+    PRAGMA journal_size_limit = 4194304;
 ";
 
 /// How large a journal may become.
@@ -76,9 +86,11 @@ impl Journal {
         let lock = lock(folder)?;
         let file = folder.join(FILE);
         create(folder, &file)?;
-        let journal = connect(&file, bounds).map_err(|error| at(&file, bounds, error))?;
-        let mut journal = Self { database: journal, file, bounds, _lock: lock };
-        journal.check_schema()?;
+        let database = connect(&file, bounds).map_err(|error| at(&file, bounds, error))?;
+        let mut journal = Self { database, file, bounds, _lock: lock };
+        let schema = journal.check()?;
+        // Nothing is written before the file is known to be ours.
+        journal.begin(schema).map_err(|error| journal.explain(error))?;
         Ok(journal)
     }
 
@@ -96,20 +108,32 @@ impl Journal {
         })
     }
 
-    fn check_schema(&mut self) -> Result<(), Error> {
+    /// Whether the file is empty or a journal that this version can use.
+    fn check(&self) -> Result<Schema, Error> {
         let found = schema(&self.database).map_err(|error| self.explain(error))?;
-        let path = || self.file.clone();
+        let path = self.file.clone();
         match found {
-            Schema::None => make(&mut self.database).map_err(|error| at(&self.file, self.bounds, error)),
-            Schema::Foreign => Err(Error::Foreign { path: path() }),
-            Schema::Ours(found) if found > SCHEMA => Err(Error::Newer { path: path(), found, known: SCHEMA }),
-            Schema::Ours(SCHEMA) => self.check_pages(),
-            Schema::Ours(found) => Err(Error::Corrupt { path: path(), what: format!("there is no schema {found}") }),
+            Schema::Foreign => Err(Error::Foreign { path }),
+            Schema::Ours(found) if found > SCHEMA => Err(Error::Newer { path, found, known: SCHEMA }),
+            Schema::Ours(found) if found < SCHEMA => {
+                Err(Error::Corrupt { path, what: format!("there is no schema {found}") })
+            }
+            Schema::Ours(_) => self.check_pages().map(|()| found),
+            Schema::None => Ok(found),
+        }
+    }
+
+    fn begin(&mut self, schema: Schema) -> Result<(), rusqlite::Error> {
+        self.database.execute_batch(LOG)?;
+        match schema {
+            Schema::None => make(&mut self.database),
+            Schema::Ours(_) | Schema::Foreign => Ok(()),
         }
     }
 
     fn check_pages(&self) -> Result<(), Error> {
-        let check = "PRAGMA quick_check(1)";
+        // The thorough one: it also finds a row that is missing from a table and not from its index.
+        let check = "PRAGMA integrity_check(1)";
         let verdict: String =
             self.database.query_row(check, [], |row| row.get(0)).map_err(|error| self.explain(error))?;
         if verdict == "ok" { Ok(()) } else { Err(Error::Corrupt { path: self.file.clone(), what: verdict }) }
@@ -187,13 +211,7 @@ fn connect(file: &Path, bounds: Bounds) -> Result<Connection, rusqlite::Error> {
         "PRAGMA page_size = {PAGE_BYTES};
          PRAGMA cell_size_check = ON;
          PRAGMA locking_mode = EXCLUSIVE;
-         PRAGMA journal_mode = WAL;
-         PRAGMA synchronous = FULL;
-         PRAGMA fullfsync = ON;
-         PRAGMA checkpoint_fullfsync = ON;
-         PRAGMA journal_size_limit = {};
-         PRAGMA max_page_count = {pages_max};",
-        4 << 20
+         PRAGMA max_page_count = {pages_max};"
     ))?;
     Ok(database)
 }
@@ -369,11 +387,12 @@ fn drop_tombstones(on: &Connection, writer: u128, kind: u8, up_to: u64) -> Resul
 /// All rows; or, inside, what is wrong with one of them.
 fn read(database: &Connection) -> Result<Result<Vec<Row>, &'static str>, rusqlite::Error> {
     let mut rows = Vec::new();
-    let boot = database.query_row("SELECT value, sum FROM number WHERE name = 'boot'", [], |row| {
-        Ok((unsigned(row, 0)?, row.get::<_, i64>(1)?))
-    });
-    if let Some((boot, sum)) = boot.optional()? {
-        if sum != sum_of_boot(boot) {
+    let mut statement = database.prepare("SELECT name, value, sum FROM number")?;
+    let mut numbers = statement.query([])?;
+    while let Some(row) = numbers.next()? {
+        let boot = unsigned(row, 1)?;
+        // A name that is not known is that of the boot number, damaged: this schema has no other.
+        if row.get_ref(0)?.as_bytes().ok() != Some(b"boot") || row.get::<_, i64>(2)? != sum_of_boot(boot) {
             return Ok(Err("the boot number does not match its checksum"));
         }
         rows.push(Row::Boot(boot));
@@ -442,3 +461,7 @@ fn read_entries(database: &Connection) -> Result<Result<Vec<Stored>, &'static st
 fn unsigned(row: &rusqlite::Row<'_>, column: usize) -> Result<u64, rusqlite::Error> {
     row.get::<_, i64>(column).map(i64::cast_unsigned)
 }
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;
