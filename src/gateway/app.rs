@@ -14,6 +14,7 @@ use smg_upstream::Upstream;
 use crate::{
     affinity::Affinity,
     budget::BodyBudget,
+    cluster::Cluster,
     config::{Config, Settings},
     explain::Explanations,
     metrics::Metrics,
@@ -36,6 +37,8 @@ pub struct Parts {
     pub shutdown: Shutdown,
     /// Where metrics are registered.
     pub registrar: Registrar,
+    /// The cluster this node is part of, if it is.
+    pub cluster: Option<Arc<dyn Cluster>>,
 }
 
 /// The client side of a node. Shared by all its connections; everything a request reads is a snapshot.
@@ -47,6 +50,7 @@ pub struct Gateway {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) random: Arc<SplitMix>,
     pub(crate) shutdown: Shutdown,
+    pub(crate) cluster: Option<Arc<dyn Cluster>>,
     pub(crate) metrics: Metrics,
     pub(crate) plans: Plans,
     pub(crate) explanations: Explanations,
@@ -78,6 +82,7 @@ impl Gateway {
             clock: parts.clock,
             random: parts.random,
             shutdown: parts.shutdown,
+            cluster: parts.cluster,
         })
     }
 

@@ -12,6 +12,7 @@ mod affinity;
 mod app;
 mod body;
 mod budget;
+mod cluster;
 pub mod config;
 mod dispatch;
 mod edge;
@@ -29,6 +30,7 @@ mod trail;
 mod transcription;
 
 pub use app::{Gateway, Parts};
+pub use cluster::{Cluster, ClusterError, Page, SharedKey, Standing};
 pub use config::{
     AccessLog, AdminAccess, Config, ModelDefaults, ModelSettings, PolicySettings, Replays, RetrySettings, Settings,
     Timeouts, TraceHooks,

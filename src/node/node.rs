@@ -93,6 +93,7 @@ impl Node {
             random: Arc::new(entropy()),
             shutdown: shutdown.clone(),
             registrar: registrar.clone(),
+            cluster: None,
         };
         let trace = telemetry.trace_hooks();
         let enabled = config.sections.tracing.enable_trace;
@@ -399,6 +400,7 @@ pub fn metrics_reference() -> Vec<smg_runtime::metrics::Description> {
         random: Arc::new(entropy()),
         shutdown: shutdown.clone(),
         registrar: registrar.clone(),
+        cluster: None,
     };
     let gateway = Gateway::new(smg_gateway::Config::default(), smg_gateway::Settings::default(), parts);
     fleet_metrics::register(&registrar, &fleet, &gateway, clock, EngineLoads::Shown);

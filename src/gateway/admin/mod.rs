@@ -23,6 +23,7 @@ use crate::{
 
 pub(crate) mod engines;
 pub(crate) mod explain;
+pub(crate) mod mesh;
 pub(crate) mod models;
 pub(crate) mod probes;
 pub(crate) mod workers;

@@ -14,7 +14,7 @@ use smg_base::WorkerId;
 use smg_fleet::{Change, FleetError, Origin, Status, Worker, WorkerInfo, WorkerPatch, WorkerSpec};
 use smg_infer::{Failure, FailureCode};
 
-use super::Answer;
+use super::{Answer, mesh};
 use crate::app::Gateway;
 
 /// What `GET /workers` can be asked for.
@@ -94,8 +94,22 @@ async fn register(gateway: &Gateway, spec: WorkerSpec) -> Result<(Arc<Worker>, C
         .map_err(|refused| Failure::new(FailureCode::InvalidRequest, refused.to_string()).param("url"))?;
     let added = gateway.fleet.add(spec, Origin::Api, gateway.now()).map_err(|error| refused(&error))?;
     gateway.keep_worker(added.worker.id);
+    if let Err(failure) = tell(gateway, &added.worker).await {
+        if added.change == Change::New {
+            gateway.fleet.remove(added.worker.id);
+        }
+        return Err(failure);
+    }
     tracing::info!(worker = %added.worker.id, url = %added.worker.spec.url, change = ?added.change, "worker added");
     Ok((added.worker, added.change))
+}
+
+/// Lets the mesh know of a worker before the caller is told that it is done.
+async fn tell(gateway: &Gateway, worker: &Arc<Worker>) -> Result<(), Failure> {
+    match &gateway.cluster {
+        Some(cluster) => cluster.added(worker.clone()).await.map_err(mesh::refused),
+        None => Ok(()),
+    }
 }
 
 fn refused(error: &FleetError) -> Failure {
@@ -119,6 +133,10 @@ pub(crate) async fn replace(State(gateway): State<Arc<Gateway>>, Path(id): Path<
             )
             .param("url"));
         }
+        if gateway.fleet.id_of(&spec.url) != worker.id {
+            let message = "the url means a worker of another machine; change it with PATCH, or with PUT at a node there";
+            return Err(Failure::new(FailureCode::InvalidRequest, message).param("url"));
+        }
         register(&gateway, spec).await
     }
     .await;
@@ -128,10 +146,14 @@ pub(crate) async fn replace(State(gateway): State<Arc<Gateway>>, Path(id): Path<
 
 /// Changes some of a worker's settings.
 pub(crate) async fn update(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, body: Bytes) -> Answer {
-    let updated = find(&gateway, &id).and_then(|worker| {
+    let updated = async {
+        let worker = find(&gateway, &id)?;
         let patch: WorkerPatch = parse(&body)?;
-        gateway.fleet.patch(worker.id, patch).map_err(|error| refused(&error))
-    });
+        let worker = gateway.fleet.patch(worker.id, patch).map_err(|error| refused(&error))?;
+        tell(&gateway, &worker).await?;
+        Ok(worker)
+    }
+    .await;
     count(&gateway, "update", &updated);
     updated.map(|worker| Answer::json(StatusCode::ACCEPTED, &WorkerInfo::from(&*worker))).into()
 }
@@ -153,12 +175,18 @@ pub(crate) async fn drain(State(gateway): State<Arc<Gateway>>, Path(id): Path<St
         .into()
 }
 
-/// Drains a worker, and removes it when its requests have ended.
+/// Drains a worker, and removes it when its requests have ended; on all nodes of the mesh.
 pub(crate) async fn remove(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Answer {
-    let removed = find(&gateway, &id).inspect(|worker| {
+    let removed = async {
+        let worker = find(&gateway, &id)?;
+        if let Some(cluster) = &gateway.cluster {
+            cluster.removed(worker.id).await.map_err(mesh::refused)?;
+        }
         gateway.retire_worker(worker.id);
         tracing::info!(worker = %worker.id, url = %worker.spec.url, "worker draining before removal");
-    });
+        Ok(worker)
+    }
+    .await;
     count(&gateway, "remove", &removed);
     removed
         .map(|worker| {

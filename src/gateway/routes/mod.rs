@@ -96,6 +96,15 @@ routes! {
     Admin post "/stop_profile" admin::engines::stop_profile, "Stops the profiler of workers";
     Admin get "/engine_metrics" admin::engines::metrics, "The metrics of all workers, labelled by worker";
     Admin get "/explain/{request_id}" admin::explain::explain, "Why a recent request went where it went";
+    Admin get "/mesh/status" admin::mesh::status, "The mesh in short: this node, the others, what they know";
+    Admin get "/mesh/members" admin::mesh::members, "The nodes of the mesh";
+    Admin get "/mesh/workers" admin::mesh::workers, "The workers, as the nodes together see them";
+    Admin get "/mesh/digest" admin::mesh::digest, "A digest and the version vector of each plane";
+    Admin get "/mesh/config" admin::mesh::config, "The settings that all nodes share";
+    Admin put "/mesh/config/{section}/{name}" admin::mesh::set_config, "Sets an alias, policy, sticky key or revocation on all nodes";
+    Admin delete "/mesh/config/{section}/{name}" admin::mesh::delete_config, "Deletes a setting that all nodes share";
+    Admin post "/mesh/drain" admin::mesh::drain, "Lets other nodes and load balancers send this node nothing more";
+    Admin post "/mesh/leave" admin::mesh::leave, "Leaves the mesh; this node goes on alone";
 }
 
 /// Builds the router of the traffic port.
