@@ -26,18 +26,18 @@ pub struct ResponseBody {
 
 /// Where the rest comes from.
 enum Source {
-    /// A connection of its own, which goes back to the pool after use.
-    Own(Box<Connection>, Arc<Pool>),
+    /// A connection of its own, which goes back to the pool after use if it has one.
+    Own(Box<Connection>, Option<Arc<Pool>>),
     /// A connection that others share, or none because all that comes is here already. The pool is kept for as long
     /// as its connection is used.
-    Elsewhere { _pool: Arc<Pool> },
+    Elsewhere { _pool: Option<Arc<Pool>> },
 }
 
 /// How often a body that is dropped is asked whether its end is here already.
 const LAST_LOOKS: usize = 4;
 
 impl ResponseBody {
-    pub(crate) fn new(incoming: Incoming, connection: Option<Box<Connection>>, pool: Arc<Pool>) -> Self {
+    pub(crate) fn new(incoming: Incoming, connection: Option<Box<Connection>>, pool: Option<Arc<Pool>>) -> Self {
         let source = match connection {
             Some(connection) => Source::Own(connection, pool),
             None => Source::Elsewhere { _pool: pool },
@@ -59,7 +59,7 @@ impl ResponseBody {
         let reusable = !over && connection.is_ready();
         let pool = pool.clone();
         let source = std::mem::replace(&mut self.source, Source::Elsewhere { _pool: pool.clone() });
-        if let (Source::Own(connection, _), true) = (source, reusable) {
+        if let (Source::Own(connection, _), true, Some(pool)) = (source, reusable, pool) {
             pool.put(connection);
         }
     }

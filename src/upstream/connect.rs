@@ -21,6 +21,7 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use crate::{
+    relay::PeerStream,
     resolve::Resolver,
     rules::{RefusedUrl, UrlRules},
     tls::Tls,
@@ -187,17 +188,18 @@ fn server_name(host: &str) -> Result<ServerName<'static>, ConnectError> {
     ServerName::try_from(host.to_owned()).map_err(|_| ConnectError::ServerName(host.to_owned()))
 }
 
-/// A connection's bytes, with or without TLS.
+/// A connection's bytes, with or without TLS, or those of one request that a peer relays.
 pub(crate) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    Peer(Box<dyn PeerStream>),
 }
 
 impl Stream {
     /// Whether both sides agreed on HTTP/2.
     pub(crate) fn speaks_http2(&self) -> bool {
         match self {
-            Self::Plain(_) => false,
+            Self::Plain(_) | Self::Peer(_) => false,
             Self::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
         }
     }
@@ -208,6 +210,7 @@ impl fmt::Debug for Stream {
         f.write_str(match self {
             Self::Plain(_) => "Plain",
             Self::Tls(_) => "Tls",
+            Self::Peer(_) => "Peer",
         })
     }
 }
@@ -217,6 +220,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            Self::Peer(peer) => Pin::new(peer).poll_read(cx, buf),
         }
     }
 }
@@ -226,6 +230,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
             Self::Tls(tls) => Pin::new(tls).poll_write(cx, bytes),
+            Self::Peer(peer) => Pin::new(peer).poll_write(cx, bytes),
         }
     }
 
@@ -237,6 +242,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, pieces),
             Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, pieces),
+            Self::Peer(peer) => Pin::new(peer).poll_write_vectored(cx, pieces),
         }
     }
 
@@ -244,6 +250,7 @@ impl AsyncWrite for Stream {
         match self {
             Self::Plain(tcp) => tcp.is_write_vectored(),
             Self::Tls(tls) => tls.is_write_vectored(),
+            Self::Peer(peer) => peer.is_write_vectored(),
         }
     }
 
@@ -251,6 +258,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
             Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            Self::Peer(peer) => Pin::new(peer).poll_flush(cx),
         }
     }
 
@@ -258,6 +266,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            Self::Peer(peer) => Pin::new(peer).poll_shutdown(cx),
         }
     }
 }

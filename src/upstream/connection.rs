@@ -27,7 +27,7 @@ use crate::{connect::Stream, outbound::OutboundBody};
 pub(crate) struct Connection {
     sender: SendRequest<OutboundBody>,
     driver: http1::Connection<TokioIo<Stream>, OutboundBody>,
-    _open: OpenGuard,
+    _open: Option<OpenGuard>,
 }
 
 /// Counts an open connection for as long as it lives.
@@ -61,11 +61,11 @@ pub(crate) enum Broken {
 }
 
 impl Connection {
-    /// Takes over a fresh stream.
+    /// Takes over a fresh stream; `open` counts it if it is a connection of its own.
     pub(crate) async fn new(
         builder: &http1::Builder,
         stream: Stream,
-        open: OpenGuard,
+        open: Option<OpenGuard>,
     ) -> Result<Box<Self>, hyper::Error> {
         let (sender, driver) = builder.handshake(TokioIo::new(stream)).await?;
         Ok(Box::new(Self { sender, driver, _open: open }))

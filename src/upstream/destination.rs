@@ -112,22 +112,10 @@ impl Destination {
         let mut request = Request::new(body);
         *request.uri_mut() = Uri::from(path);
         *request.headers_mut() = headers;
-        self.frame(&method, &mut request);
+        frame(&method, &mut request);
         *request.method_mut() = method;
         self.authorize(request.headers_mut(), engine);
         Ok(request)
-    }
-
-    /// The body is framed here and nowhere else, so that no header of a caller's can say otherwise than the body.
-    fn frame(&self, method: &Method, request: &mut Request<OutboundBody>) {
-        let empty = matches!(request.body(), OutboundBody::Full(bytes) if bytes.is_empty());
-        let headers = request.headers_mut();
-        for name in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::EXPECT] {
-            headers.remove(name);
-        }
-        if empty && (method == Method::POST || method == Method::PUT || method == Method::PATCH) {
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-        }
     }
 
     fn authorize(&self, headers: &mut HeaderMap, engine: Engine) {
@@ -167,6 +155,18 @@ impl Destination {
                 *request.version_mut() = Version::HTTP_2;
             }
         }
+    }
+}
+
+/// The body is framed here and nowhere else, so that no header of a caller's can say otherwise than the body.
+pub(crate) fn frame(method: &Method, request: &mut Request<OutboundBody>) {
+    let empty = matches!(request.body(), OutboundBody::Full(bytes) if bytes.is_empty());
+    let headers = request.headers_mut();
+    for name in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::EXPECT] {
+        headers.remove(name);
+    }
+    if empty && (method == Method::POST || method == Method::PUT || method == Method::PATCH) {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
 }
 

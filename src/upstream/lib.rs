@@ -9,7 +9,10 @@
 //! well, [`load`] how busy it is, [`admin`] does what an operator wants done at engines. All answers are bounded in
 //! bytes and time. When a worker is due for a probe, and what follows from the result, is decided in `fleet`.
 //!
-//! What it deliberately does not know: routing, retries on other workers, API dialects, and who sent a request.
+//! A worker that is out of reach may be reached by a peer; [`relay`] hands it the request over a stream that is opened for
+//! it elsewhere.
+//!
+//! What it deliberately does not know: how peers are found and spoken to, routing, retries on other workers, API dialects, and who sent a request.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests own their tasks"))]
 
@@ -29,6 +32,7 @@ mod metrics;
 mod outbound;
 mod pool;
 pub mod probe;
+pub mod relay;
 mod resolve;
 pub mod rules;
 #[cfg(test)]
@@ -41,3 +45,4 @@ pub use config::{Config, TlsConfig};
 pub use error::Error;
 pub use fetch::FetchError;
 pub use outbound::{BodyError, Outbound, OutboundBody};
+pub use relay::{PeerStream, Peers};

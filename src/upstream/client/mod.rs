@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{error::Error as _, fmt, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use http::{Request, Response, StatusCode};
@@ -29,6 +29,7 @@ use crate::{
     metrics::Metrics,
     outbound::{Outbound, OutboundBody},
     pool::{Limits, Pool},
+    relay::Peers,
     resolve::Resolver,
     rules::{RefusedUrl, UrlRules},
     tls::Tls,
@@ -50,12 +51,13 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Redirects are not followed and proxies not used: a worker is where its URL says.
 #[derive(Clone)]
 pub struct Upstream {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) peers: Option<Arc<dyn Peers>>,
 }
 
 pub(crate) struct Inner {
-    connector: Connector,
-    http1: http1::Builder,
+    pub(crate) connector: Connector,
+    pub(crate) http1: http1::Builder,
     http2: http2::Builder<TokioExecutor>,
     limits: Limits,
     operator_rules: Arc<UrlRules>,
@@ -109,7 +111,7 @@ impl Upstream {
             destinations: Destinations::new(),
             metrics: Metrics::new(registrar),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), peers: None })
     }
 
     /// Sends a request and waits for the head of the answer, whatever its status.
@@ -160,8 +162,8 @@ impl Upstream {
     }
 }
 
-impl std::fmt::Debug for Upstream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Upstream").finish_non_exhaustive()
     }
 }
@@ -201,7 +203,7 @@ impl Inner {
                     let message = "the worker closed the connection at once";
                     return Err(Failure::new(FailureCode::ConnectFailed, message));
                 }
-                (Broken::Sent(error), _) => return Err(broken_off(destination, &error)),
+                (Broken::Sent(error), _) => return Err(broken_off(&destination.target.url, &error)),
             }
         }
     }
@@ -252,7 +254,7 @@ impl Inner {
         let reused = Reused::No;
         if !stream.speaks_http2() {
             destination.agreed_on(Protocol::Http1);
-            let connection = Connection::new(&self.http1, stream, open).await.map_err(ConnectError::Handshake)?;
+            let connection = Connection::new(&self.http1, stream, Some(open)).await.map_err(ConnectError::Handshake)?;
             return Ok(Lease::Own { connection, reused });
         }
         destination.agreed_on(Protocol::Http2);
@@ -273,7 +275,8 @@ impl Inner {
         lease: Lease,
         mut request: Request<OutboundBody>,
     ) -> Result<Response<ResponseBody>, (Broken, Reused)> {
-        let body = |incoming: Incoming, connection| ResponseBody::new(incoming, connection, destination.pool.clone());
+        let body =
+            |incoming: Incoming, connection| ResponseBody::new(incoming, connection, Some(destination.pool.clone()));
         match lease {
             Lease::Own { connection, reused } => {
                 destination.address(&mut request, Protocol::Http1);
@@ -310,9 +313,9 @@ fn not_connected(destination: &Destination, error: &ConnectError) -> Failure {
 }
 
 /// What a connection that broke after something may have been sent means.
-fn broken_off(destination: &Destination, error: &hyper::Error) -> Failure {
+pub(crate) fn broken_off(to: &dyn fmt::Display, error: &hyper::Error) -> Failure {
     let cause = error.source().map(ToString::to_string);
-    tracing::debug!(worker = %destination.target.url, %error, cause, "request to worker broke off");
+    tracing::debug!(%to, %error, cause, "request broke off");
     if error.is_user() {
         return Failure::new(FailureCode::ClientClosed, "the request body broke off").dispatched(Dispatched::Maybe);
     }

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use smg_base::{Clock, Timestamp, WorkerId, map::StableMap};
-use smg_fleet::{Engine, EngineLoad, Fleet, Status, Worker};
+use smg_fleet::{DirectPath, Engine, EngineLoad, EngineSource, Fleet, Status, Worker};
 use smg_runtime::{Phase, Shutdown};
 use tokio::time::MissedTickBehavior;
 
@@ -135,7 +135,7 @@ impl Monitor {
     }
 
     fn is_due(&self, worker: &Worker, now: Timestamp) -> bool {
-        if !matches!(worker.status(), Status::Ready | Status::Draining) {
+        if !is_ours(worker) || !matches!(worker.status(), Status::Ready | Status::Draining) {
             return false;
         }
         self.known.get(&worker.id).is_none_or(|known| {
@@ -146,6 +146,10 @@ impl Monitor {
     }
 
     fn take_in(&mut self, worker: &Worker, answer: Result<Reading, LoadError>) {
+        if !is_ours(worker) {
+            // Another node asks it now, and what that says is there already.
+            return;
+        }
         let now = self.clock.now();
         let label = answer.as_ref().err().map_or("success", LoadError::as_str);
         self.upstream.metrics().load_polls.with_label_values(&[label]).inc();
@@ -175,6 +179,11 @@ impl Monitor {
             }
         }
     }
+}
+
+/// Whether this node is the one that asks a worker's engine.
+fn is_ours(worker: &Worker) -> bool {
+    worker.direct() == DirectPath::Allowed && worker.engine_source() == EngineSource::Asked
 }
 
 impl Reading {

@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use smg_base::{Clock, Timestamp, WorkerId, map::StableMap};
-use smg_fleet::{Fleet, Status, StatusChange, Worker};
+use smg_fleet::{DirectPath, Fleet, Status, StatusChange, Worker};
 use smg_runtime::{Phase, Shutdown};
 
 use super::{Verdict, examine};
@@ -142,7 +142,8 @@ impl Prober {
         }
         let snapshot = self.fleet.snapshot().clone();
         for worker in snapshot.workers() {
-            if worker.status() == Status::Ready && self.wants_detection(worker, now) {
+            let may_ask = worker.status() == Status::Ready && worker.direct() == DirectPath::Allowed;
+            if may_ask && self.wants_detection(worker, now) {
                 self.enqueue(Job { worker: worker.clone(), kind: Kind::Detect });
             }
         }
