@@ -90,6 +90,19 @@ pub(crate) struct Canned {
     pub(crate) framing: &'static str,
 }
 
+/// One node of a mesh.
+pub(crate) struct Node<'a> {
+    pub(crate) name: &'a str,
+    /// Workers on this machine count as reachable only for nodes of the same scope.
+    pub(crate) scope: &'a str,
+    pub(crate) token: &'a str,
+    /// Where its mesh port is.
+    pub(crate) mesh: SocketAddr,
+    /// Where those of others are.
+    pub(crate) seeds: &'a [SocketAddr],
+    pub(crate) engines: &'a [SocketAddr],
+}
+
 /// Where programs are and where they may write.
 pub(crate) struct Programs {
     pub(crate) smg: PathBuf,
@@ -126,6 +139,35 @@ impl Programs {
         let mut server = Server::start("smg", address, command, &self.log("smg", address))?;
         server.metrics = Some(metrics);
         Ok(server)
+    }
+
+    /// Starts a node of a mesh. It counts as started when a request gets through it, be it through a peer.
+    pub(crate) fn node(&self, node: &Node<'_>) -> Result<Server, Failure> {
+        let (address, metrics) = (control::free_address()?, control::free_address()?);
+        let mut command = Command::new(&self.smg);
+        command.current_dir(self.folder.path()).args(["--enable-mesh", "--mesh-host", "127.0.0.1"]);
+        command.args(["--mesh-advertise-host", "127.0.0.1", "--mesh-port", &node.mesh.port().to_string()]);
+        command.args(["--mesh-server-name", node.name, "--host-scope", node.scope]).env("SMG_MESH_TOKEN", node.token);
+        command.arg("--data-dir").arg(self.folder.path().join("data"));
+        if !node.seeds.is_empty() {
+            command.arg("--mesh-peer-urls").args(node.seeds.iter().map(SocketAddr::to_string));
+        }
+        if !node.engines.is_empty() {
+            command.arg("--worker-urls").args(node.engines.iter().map(|engine| format!("http://{engine}")));
+        }
+        command.args(["--policy", "round_robin", "--host", "127.0.0.1", "--port", &address.port().to_string()]);
+        command.args(["--prometheus-host", "127.0.0.1", "--prometheus-port", &metrics.port().to_string()]);
+        command.args(["--log-level", "warn", "--access-log", "off"]);
+        command.args(["--drain-delay", "0s", "--shutdown-grace-period-secs", "1"]);
+        let mut server = Server::start("smg", address, command, &self.log(node.name, address))?;
+        server.metrics = Some(metrics);
+        Ok(server)
+    }
+
+    /// A secret for the nodes of one mesh.
+    pub(crate) fn token(&self) -> Result<String, Failure> {
+        let output = Command::new(&self.smg).args(["mesh", "token"]).output().tried("making a token")?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
     /// Starts nginx in front of an engine.

@@ -46,3 +46,21 @@ pub(crate) fn free_address() -> Result<SocketAddr, Failure> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").tried("looking for a free port")?;
     listener.local_addr().tried("looking for a free port")
 }
+
+/// The same, for UDP.
+pub(crate) fn free_udp_address() -> Result<SocketAddr, Failure> {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").tried("looking for a free port")?;
+    socket.local_addr().tried("looking for a free port")
+}
+
+/// The sum of a metric over all its labels that contain `label`, as a server shows it; none if it does not.
+pub(crate) fn metric(address: SocketAddr, name: &str, label: &str) -> Result<Option<f64>, Failure> {
+    let (_, text) = call(address, "GET", "/metrics", "")?;
+    let samples = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        let (labels, value) = rest.rsplit_once(' ')?;
+        let is_it = (labels.is_empty() || labels.starts_with('{')) && labels.contains(label);
+        if is_it { value.parse::<f64>().ok() } else { None }
+    });
+    Ok(samples.reduce(|left, right| left + right))
+}

@@ -39,6 +39,9 @@ pub(crate) struct Options {
     /// Streams that are dropped at once
     #[arg(long, default_value_t = 2000)]
     pub(crate) storm: usize,
+    /// Nodes of the meshes whose own traffic is measured
+    #[arg(long, value_delimiter = ',', default_values_t = [3, 16])]
+    pub(crate) nodes: Vec<usize>,
     /// The nginx to compare with
     #[arg(long, default_value = "nginx")]
     pub(crate) nginx: PathBuf,
@@ -98,6 +101,16 @@ impl Options {
         if self.quick { self.streams.min(400) } else { self.streams }
     }
 
+    /// Nodes of the meshes whose own traffic is measured.
+    pub(crate) fn nodes(&self) -> Vec<usize> {
+        if self.quick { self.nodes.iter().copied().filter(|nodes| *nodes < 8).collect() } else { self.nodes.clone() }
+    }
+
+    /// How long a mesh is left to itself while its traffic is counted.
+    pub(crate) fn at_rest(&self) -> Duration {
+        Duration::from_secs(if self.quick { 5 } else { 30 })
+    }
+
     /// Streams that are dropped at once.
     pub(crate) fn storm(&self) -> usize {
         if self.quick { self.storm.min(200) } else { self.storm }
@@ -119,11 +132,13 @@ pub(crate) enum Stage {
     Streams,
     /// Many streams dropped at once
     Storm,
+    /// Requests that a peer passes on, and what the mesh itself sends
+    Mesh,
 }
 
 impl Stage {
-    const ALL: [Stage; 6] =
-        [Stage::Startup, Stage::Throughput, Stage::Events, Stage::Policies, Stage::Streams, Stage::Storm];
+    const ALL: [Stage; 7] =
+        [Stage::Startup, Stage::Throughput, Stage::Events, Stage::Policies, Stage::Streams, Stage::Storm, Stage::Mesh];
 }
 
 impl std::fmt::Display for Stage {
@@ -135,6 +150,7 @@ impl std::fmt::Display for Stage {
             Stage::Policies => "policies",
             Stage::Streams => "streams",
             Stage::Storm => "storm",
+            Stage::Mesh => "mesh",
         })
     }
 }

@@ -8,7 +8,7 @@ use crate::{report, tools};
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Run one benchmark only: routing or overhead
+    /// Run one benchmark only: routing, mesh or overhead
     #[arg(long)]
     only: Option<String>,
     /// A few seconds each, to see that they work
@@ -21,20 +21,44 @@ pub(crate) struct Options {
 
 /// Runs one benchmark, or all.
 pub(crate) fn run(options: &Options) -> Result<(), Error> {
-    let benches = options.only.as_deref().map_or_else(|| vec!["routing", "overhead"], |only| vec![only]);
-    for bench in benches {
-        report::step(format!("cargo bench --bench {bench}"));
-        let mut step = Step::cargo().args(["bench", "--package", "smg-benches", "--bench", bench, "--"]);
-        if options.quick {
-            step = step.arg("--quick");
+    match options.only.as_deref() {
+        None => {
+            bench("routing", options)?;
+            mesh(options)?;
+            bench("overhead", options)
         }
-        if bench == "overhead" {
-            match tools::nginx() {
-                Some(nginx) => step = step.arg("--nginx").arg(nginx),
-                None => report::line("nginx could not be had: the comparison goes without it"),
-            }
+        Some("mesh") => {
+            mesh(options)?;
+            // Among all benchmarks this stage is one of the overhead's own.
+            bench_with("overhead", &["--stages", "mesh"], options)
         }
-        step.args(&options.rest).run()?;
+        Some(only) => bench(only, options),
     }
-    Ok(())
+}
+
+/// What the mesh computes and sends, then how fast many simulated nodes notice and agree.
+fn mesh(options: &Options) -> Result<(), Error> {
+    bench("mesh", options)?;
+    report::step("smg simulate mesh tables");
+    let step = Step::cargo().args(["run", "--quiet", "--release", "--bin", "smg", "--", "simulate", "mesh", "tables"]);
+    if options.quick { step.arg("--quick").run() } else { step.run() }
+}
+
+fn bench(name: &str, options: &Options) -> Result<(), Error> {
+    bench_with(name, &[], options)
+}
+
+fn bench_with(name: &str, arguments: &[&str], options: &Options) -> Result<(), Error> {
+    report::step(format!("cargo bench --bench {name} {}", arguments.join(" ")));
+    let mut step = Step::cargo().args(["bench", "--package", "smg-benches", "--bench", name, "--"]).args(arguments);
+    if options.quick {
+        step = step.arg("--quick");
+    }
+    if name == "overhead" {
+        match tools::nginx() {
+            Some(nginx) => step = step.arg("--nginx").arg(nginx),
+            None => report::line("nginx could not be had: the comparison goes without it"),
+        }
+    }
+    step.args(&options.rest).run()
 }

@@ -24,12 +24,14 @@ pub(crate) fn problem(error: impl Display) {
 pub(crate) enum Runner {
     Nextest,
     Pytest,
+    Simulator,
 }
 
 impl Runner {
     fn closes(self, line: &str) -> bool {
         match self {
             Runner::Nextest => line.starts_with("Summary ["),
+            Runner::Simulator => line.starts_with("Simulated: "),
             Runner::Pytest => line.starts_with("==") || line.starts_with(|c: char| c.is_ascii_digit()),
         }
     }
@@ -97,5 +99,8 @@ mod tests {
         pytest("7 passed, 1 skipped in 3.20s", Some((7, 0, 1)));
         pytest("no tests ran in 0.01s", None);
         pytest("a test passed", None);
+        let simulator = |line, expected| check(Runner::Simulator, line, expected);
+        simulator("Simulated: 512 passed, 1 failed, 0 skipped", Some((512, 1, 0)));
+        simulator("seed 7 failed: 1 passed before it", None);
     }
 }

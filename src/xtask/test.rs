@@ -13,6 +13,8 @@ use crate::tools;
 
 /// Tests with real `smg` processes: the integration target of the root package.
 const PROCESS_TESTS: &str = "package(smg) and kind(test)";
+/// How long the simulator looks for a seed that breaks the mesh, in seconds; with `--quick`, the second.
+const SIMULATED_FOR: [&str; 2] = ["60", "10"];
 const SDK_FOLDER: &str = "cluster-tests/sdk";
 
 #[derive(Args)]
@@ -27,7 +29,9 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     tools::nextest()?;
     let mut outcome = Outcome::default();
     outcome.tested("crates", nextest(&format!("not ({PROCESS_TESTS})"))?);
+    outcome.tested("simulator", simulator(SIMULATED_FOR[usize::from(options.quick)])?);
     if !options.quick {
+        tools::faketime();
         outcome.tested("processes", nextest(PROCESS_TESTS)?);
         outcome.tested("documents", documents()?);
         match tools::python("python.txt") {
@@ -44,6 +48,16 @@ fn nextest(filter: &str) -> Result<Tested, Error> {
     let step = step.env("CARGO_TERM_COLOR", "never").env("NEXTEST_HIDE_PROGRESS_BAR", "1");
     let step = if std::env::var_os("CI").is_some() { step.env("NEXTEST_PROFILE", "ci") } else { step };
     step.run_tests(Runner::Nextest)
+}
+
+/// Whole clusters in virtual time, with faults drawn from a seed: as many seeds as the time allows, those that once failed first.
+fn simulator(seconds: &str) -> Result<Tested, Error> {
+    report::step(format!("smg simulate mesh check --seconds {seconds}"));
+    let step = Step::cargo().args(["run", "--quiet", "--bin", "smg", "--", "simulate", "mesh", "check"]);
+    let tested = step.args(["--seconds", seconds]).run_tests(Runner::Simulator)?;
+    // How many seeds there were depends on the machine; all of them together are one test.
+    let failed = u64::from(!tested.succeeded);
+    Ok(Tested { counts: Counts { passed: 1 - failed, failed, skipped: 0 }, ..tested })
 }
 
 fn documents() -> Result<Tested, Error> {

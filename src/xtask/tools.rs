@@ -87,6 +87,16 @@ fn cargo_tool(subcommand: &str, package: &'static str) -> Result<(), Error> {
     Step::cargo().args(["install", "--locked", package]).run()
 }
 
+/// Where Debian puts the library that gives a process another clock.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+
+/// Makes libfaketime available if that can be had; the scenarios with wrong clocks are skipped and counted without it.
+pub(crate) fn faketime() {
+    if !Path::new(FAKETIME).exists() && may_install() && install(&["libfaketime"]).is_err() {
+        report::line("libfaketime could not be had: scenarios with wrong clocks go without it");
+    }
+}
+
 /// The nginx that benchmarks compare with: the system's, else Debian's package unpacked.
 pub(crate) fn nginx() -> Option<PathBuf> {
     let unpacked = nginx_home().join("usr/sbin/nginx");

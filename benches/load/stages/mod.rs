@@ -1,5 +1,6 @@
 //! The benchmark's stages: what is started, in which order the contenders take turns, and what is told of it.
 
+mod mesh;
 mod policies;
 mod startup;
 mod streams;
@@ -63,6 +64,7 @@ impl Bench {
                 Stage::Policies => self.policies()?,
                 Stage::Streams => self.open_streams()?,
                 Stage::Storm => self.storm()?,
+                Stage::Mesh => self.mesh()?,
             }
         }
         Ok(())
