@@ -31,6 +31,11 @@ impl WorkerId {
     pub fn as_u128(self) -> u128 {
         self.0
     }
+
+    /// The id that this number is: what another node sent as a number.
+    pub const fn from_u128(number: u128) -> Self {
+        Self(number)
+    }
 }
 
 impl fmt::Display for WorkerId {

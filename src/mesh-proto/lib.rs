@@ -13,14 +13,16 @@
 mod config;
 mod id;
 mod io;
+mod replica;
 mod status;
 mod values;
+mod wire;
 
 pub use config::{Config, Limits, Profile, Timers};
 pub use id::{ConnectionId, Dot, NodeId, Ticket};
 pub use io::{
-    Batch, Class, CloseCode, Direction, Event, Gone, Input, MemberState, Member, Output, Reach, Record, Refusal, Restored,
-    WorkerRow, WriteError,
+    Batch, Class, CloseCode, Direction, Event, Gone, Input, Member, MemberState, Output, Reach, Record, Refusal,
+    Restored, WorkerRow, WriteError,
 };
 pub use status::{LaneStatus, PlaneStatus, Status};
 pub use values::{ConfigValue, Digest, EngineFigures, Kind, Ledger, NodeInfo, Op, Verdict, Vote, WorkerAdd};

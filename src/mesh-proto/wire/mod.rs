@@ -1,0 +1,203 @@
+//! The codec of every frame; the only place that names bincode beside the derives of what travels.
+//!
+//! A frame is `kind u8 | version u8 | length u32 LE | payload`. A kind that is not known, and a version of a known kind that is
+//! newer than ours, is skipped and counted, so that old and new nodes live together; what was once sent is never edited, only
+//! superseded by a new version. Payloads are bincode 2.0.1, little-endian with variable integers; values inside entries, hashes in
+//! bulk among them, are raw bytes.
+
+mod lane;
+mod member;
+
+use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bytes::{BufMut, Bytes, BytesMut};
+
+pub(crate) use lane::{AckRow, Chunk, Entry, HaveRow, LaneFrame, LaneRow, Last, Outcome, Pull, Rows};
+pub(crate) use member::{Confirm, ConfirmReply, Echo, ExchangeDigest, ExchangeList, Hello, Holds, MemberRow, Start};
+
+/// The version of the protocol this node speaks, and the oldest it understands.
+pub(crate) const PROTOCOL: u16 = 1;
+/// Bytes before the payload.
+pub(crate) const HEADER_BYTES: usize = 6;
+/// Most that decoding one payload may ask for, in memory. A frame of the greatest length with the smallest entries stays below.
+const DECODE_BYTES_MAX: usize = 8 << 20;
+
+type Codec = Configuration<LittleEndian, Varint, Limit<DECODE_BYTES_MAX>>;
+
+/// What one node says to another in one piece.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Frame {
+    /// The first frame of each side: who it is, and what it knows of the other.
+    Hello(Hello),
+    /// A message of foca, as it is.
+    Swim(Bytes),
+    /// What the sender's list of members comes to.
+    ExchangeDigest(ExchangeDigest),
+    /// The sender's list of members.
+    ExchangeList(ExchangeList),
+    /// Answer at once.
+    Echo(Echo),
+    /// The answer.
+    EchoReply(Echo),
+    /// Do you reach this member?
+    Confirm(Confirm),
+    /// The answer.
+    ConfirmReply(ConfirmReply),
+    /// Something about lanes.
+    Lane(LaneFrame),
+}
+
+/// What became of a frame's bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Decoded {
+    /// A frame.
+    Frame(Frame),
+    /// A frame that a newer program sent; it means nothing here.
+    Skipped,
+}
+
+/// A peer breaks the protocol or its limits. Nothing of the frame was applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Misbehaviour {
+    /// Shorter or longer than its header says, or longer than allowed.
+    #[error("a frame of the wrong length")]
+    Length,
+    /// The payload is not what its kind and version say.
+    #[error("a frame that cannot be read")]
+    Payload,
+    /// A key, a value, a lane or all lanes of a writer are larger than allowed.
+    #[error("over a limit of lanes")]
+    Limit,
+    /// Versions out of order, or a transfer that nobody asked for.
+    #[error("lane changes that break the rules of lanes")]
+    Order,
+}
+
+/// One row of the table of kinds: its number and the only version of it so far.
+struct FrameKind;
+
+impl FrameKind {
+    const HELLO: u8 = 1;
+    const SWIM: u8 = 2;
+    const EXCHANGE_DIGEST: u8 = 3;
+    const EXCHANGE_LIST: u8 = 4;
+    const ECHO: u8 = 5;
+    const ECHO_REPLY: u8 = 6;
+    const CONFIRM: u8 = 7;
+    const CONFIRM_REPLY: u8 = 8;
+    const HAVE: u8 = 16;
+    const CHUNK: u8 = 17;
+    const ACK: u8 = 18;
+    const ROOT: u8 = 19;
+    const EQUAL: u8 = 20;
+    const KINDS: u8 = 21;
+    const ROWS: u8 = 22;
+    const PULL: u8 = 23;
+}
+
+/// The version of every kind of frame so far.
+const VERSION: u8 = 1;
+
+/// The bytes of a frame.
+pub(crate) fn encode(frame: &Frame) -> Bytes {
+    match frame {
+        Frame::Hello(hello) => framed(FrameKind::HELLO, hello),
+        Frame::Swim(message) => raw(FrameKind::SWIM, message),
+        Frame::ExchangeDigest(digest) => framed(FrameKind::EXCHANGE_DIGEST, digest),
+        Frame::ExchangeList(list) => framed(FrameKind::EXCHANGE_LIST, list),
+        Frame::Echo(echo) => framed(FrameKind::ECHO, echo),
+        Frame::EchoReply(echo) => framed(FrameKind::ECHO_REPLY, echo),
+        Frame::Confirm(confirm) => framed(FrameKind::CONFIRM, confirm),
+        Frame::ConfirmReply(reply) => framed(FrameKind::CONFIRM_REPLY, reply),
+        Frame::Lane(frame) => encode_lane(frame),
+    }
+}
+
+fn encode_lane(frame: &LaneFrame) -> Bytes {
+    match frame {
+        LaneFrame::Have(rows) => framed(FrameKind::HAVE, rows),
+        LaneFrame::Chunk(chunk) => framed(FrameKind::CHUNK, chunk),
+        LaneFrame::Ack(rows) => framed(FrameKind::ACK, rows),
+        LaneFrame::Root(root) => framed(FrameKind::ROOT, root),
+        LaneFrame::Equal(root) => framed(FrameKind::EQUAL, root),
+        LaneFrame::Kinds(kinds) => framed(FrameKind::KINDS, kinds),
+        LaneFrame::Rows(rows) => framed(FrameKind::ROWS, rows),
+        LaneFrame::Pull(pull) => framed(FrameKind::PULL, pull),
+    }
+}
+
+/// Reads a frame of at most `bytes_max` bytes.
+pub(crate) fn decode(bytes: &Bytes, bytes_max: usize) -> Result<Decoded, Misbehaviour> {
+    if bytes.len() > bytes_max || bytes.len() < HEADER_BYTES {
+        return Err(Misbehaviour::Length);
+    }
+    let length = u32::from_le_bytes([bytes[2], bytes[3], bytes[4], bytes[5]]);
+    if usize::try_from(length) != Ok(bytes.len() - HEADER_BYTES) {
+        return Err(Misbehaviour::Length);
+    }
+    if bytes[1] > VERSION {
+        return Ok(Decoded::Skipped);
+    }
+    if bytes[1] != VERSION {
+        return Err(Misbehaviour::Payload);
+    }
+    let payload = bytes.slice(HEADER_BYTES..);
+    let frame = match bytes[0] {
+        FrameKind::HELLO => Frame::Hello(unframed(&payload)?),
+        FrameKind::SWIM => Frame::Swim(payload),
+        FrameKind::EXCHANGE_DIGEST => Frame::ExchangeDigest(unframed(&payload)?),
+        FrameKind::EXCHANGE_LIST => Frame::ExchangeList(unframed(&payload)?),
+        FrameKind::ECHO => Frame::Echo(unframed(&payload)?),
+        FrameKind::ECHO_REPLY => Frame::EchoReply(unframed(&payload)?),
+        FrameKind::CONFIRM => Frame::Confirm(unframed(&payload)?),
+        FrameKind::CONFIRM_REPLY => Frame::ConfirmReply(unframed(&payload)?),
+        FrameKind::HAVE => Frame::Lane(LaneFrame::Have(unframed(&payload)?)),
+        FrameKind::CHUNK => Frame::Lane(LaneFrame::Chunk(unframed(&payload)?)),
+        FrameKind::ACK => Frame::Lane(LaneFrame::Ack(unframed(&payload)?)),
+        FrameKind::ROOT => Frame::Lane(LaneFrame::Root(unframed(&payload)?)),
+        FrameKind::EQUAL => Frame::Lane(LaneFrame::Equal(unframed(&payload)?)),
+        FrameKind::KINDS => Frame::Lane(LaneFrame::Kinds(unframed(&payload)?)),
+        FrameKind::ROWS => Frame::Lane(LaneFrame::Rows(unframed(&payload)?)),
+        FrameKind::PULL => Frame::Lane(LaneFrame::Pull(unframed(&payload)?)),
+        _ => return Ok(Decoded::Skipped),
+    };
+    Ok(Decoded::Frame(frame))
+}
+
+/// A value of a plane: a version byte, then bincode. Folds pass over what they cannot read: a newer program wrote it.
+pub(crate) fn encode_value<T: bincode::Encode>(value: &T) -> Bytes {
+    let mut bytes = vec![VERSION];
+    bincode::encode_into_std_write(value, &mut bytes, codec()).expect("a vector takes every byte");
+    bytes.into()
+}
+
+/// Reads what [`encode_value`] wrote; none if it is not a `T` of a version known here.
+pub(crate) fn decode_value<T: bincode::Decode<()>>(bytes: &[u8]) -> Option<T> {
+    let (VERSION, payload) = bytes.split_first().map(|(version, payload)| (*version, payload))? else { return None };
+    let (value, read) = bincode::decode_from_slice(payload, codec()).ok()?;
+    (read == payload.len()).then_some(value)
+}
+
+fn codec() -> Codec {
+    bincode::config::standard().with_limit::<DECODE_BYTES_MAX>()
+}
+
+fn framed<T: bincode::Encode>(kind: u8, payload: &T) -> Bytes {
+    let mut bytes = vec![kind, VERSION, 0, 0, 0, 0];
+    bincode::encode_into_std_write(payload, &mut bytes, codec()).expect("a vector takes every byte");
+    let length = u32::try_from(bytes.len() - HEADER_BYTES).expect("frames are far below 4 GiB");
+    bytes[2..HEADER_BYTES].copy_from_slice(&length.to_le_bytes());
+    bytes.into()
+}
+
+fn raw(kind: u8, payload: &Bytes) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(HEADER_BYTES + payload.len());
+    bytes.put_slice(&[kind, VERSION]);
+    bytes.put_u32_le(u32::try_from(payload.len()).expect("messages of foca are small"));
+    bytes.put_slice(payload);
+    bytes.freeze()
+}
+
+fn unframed<T: bincode::Decode<()>>(payload: &[u8]) -> Result<T, Misbehaviour> {
+    let (value, read) = bincode::decode_from_slice(payload, codec()).map_err(|_| Misbehaviour::Payload)?;
+    if read == payload.len() { Ok(value) } else { Err(Misbehaviour::Payload) }
+}
