@@ -13,7 +13,7 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 
 use smg_base::{Random, SplitMix, Timestamp, WorkerId, hash, map::StableMap};
 use smg_benches::{Table, nanos, nanos_once};
-use smg_fleet::{EngineLoad, Fleet, FleetConfig, HealthConfig, LoadGuard, Origin, Pool, WorkerSpec};
+use smg_fleet::{EngineLoad, Fleet, FleetConfig, HealthConfig, LoadGuard, Origin, Pool, Relaying, WorkerSpec};
 use smg_prefix::{CHUNK_BYTES, Chunker, Found, PrefixIndex, TextKey};
 use smg_routing::{Ask, Explanation, Policy, PolicyConfig, PolicyKind};
 
@@ -83,6 +83,7 @@ fn ask<'a>(text: Option<&'a TextKey>, random: &'a dyn Random) -> Ask<'a> {
         session: None,
         excluded: &[],
         paths: PATHS,
+        relaying: Relaying::Allowed,
         now: now(),
         random,
     }

@@ -1,11 +1,8 @@
 //! How busy a worker is.
 
-use std::{
-    mem,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use parking_lot::Mutex;
@@ -20,6 +17,7 @@ use crate::WorkerState;
 pub struct Load {
     in_flight: AtomicU32,
     decoding: AtomicU32,
+    relayed: AtomicU32,
     pending_tokens: AtomicU64,
     processed: AtomicU64,
     dispatched_tokens: AtomicU64,
@@ -88,6 +86,12 @@ impl Load {
     #[inline]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Requests sent for a peer and not finished. They are in the count of that peer, which tells of them, and so in none
+    /// of the others here.
+    pub fn relayed(&self) -> u32 {
+        self.relayed.load(Ordering::Acquire)
     }
 
     /// Prompt tokens of the requests whose first token has not come.
@@ -235,6 +239,8 @@ pub struct LoadGuard {
 enum Stage {
     Prefill,
     Decode,
+    /// A peer's, from beginning to end.
+    Relayed,
 }
 
 impl LoadGuard {
@@ -244,8 +250,18 @@ impl LoadGuard {
         load.in_flight.fetch_add(1, Ordering::Relaxed);
         load.processed.fetch_add(1, Ordering::Relaxed);
         load.dispatched_tokens.fetch_add(tokens, Ordering::Relaxed);
-        let tokens_ahead = load.pending_tokens.fetch_add(tokens, Ordering::Relaxed);
+        let own = load.pending_tokens.fetch_add(tokens, Ordering::Relaxed);
+        let tokens_ahead = own.saturating_add(load.peers().pending_tokens);
         Self { state, tokens, tokens_ahead, stage: Stage::Prefill, key: None }
+    }
+
+    /// The same for a request that a peer sends here to be passed on.
+    pub(crate) fn begin_relayed(state: Arc<WorkerState>) -> Self {
+        let load = &state.load;
+        load.relayed.fetch_add(1, Ordering::Relaxed);
+        load.processed.fetch_add(1, Ordering::Relaxed);
+        let tokens_ahead = load.all_pending_tokens();
+        Self { state, tokens: 0, tokens_ahead, stage: Stage::Relayed, key: None }
     }
 
     /// Counts the request under a routing key, given by its hash. A second key replaces the first.
@@ -261,7 +277,8 @@ impl LoadGuard {
 
     /// The first token came: the prompt is no longer pending, the request decodes. Again is nothing.
     pub fn first_token(&mut self) {
-        if mem::replace(&mut self.stage, Stage::Decode) == Stage::Prefill {
+        if self.stage == Stage::Prefill {
+            self.stage = Stage::Decode;
             let load = &self.state.load;
             load.decoding.fetch_add(1, Ordering::Relaxed);
             load.pending_tokens.fetch_sub(self.tokens, Ordering::Relaxed);
@@ -284,6 +301,10 @@ impl Drop for LoadGuard {
         match self.stage {
             Stage::Prefill => load.pending_tokens.fetch_sub(self.tokens, Ordering::Relaxed),
             Stage::Decode => u64::from(load.decoding.fetch_sub(1, Ordering::Relaxed)),
+            Stage::Relayed => {
+                load.relayed.fetch_sub(1, Ordering::Release);
+                return;
+            }
         };
         // Released last: who sees no request in flight (a drain) also sees everything else given back.
         load.in_flight.fetch_sub(1, Ordering::Release);

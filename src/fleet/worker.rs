@@ -70,6 +70,11 @@ impl WorkerState {
     pub fn begin(self: &Arc<Self>, tokens: u64) -> LoadGuard {
         LoadGuard::begin(Arc::clone(self), tokens)
     }
+
+    /// Counts a request that a peer sent here to be passed on, until the guard is dropped.
+    pub fn begin_relayed(self: &Arc<Self>) -> LoadGuard {
+        LoadGuard::begin_relayed(Arc::clone(self))
+    }
 }
 
 impl Worker {
@@ -246,9 +251,9 @@ impl Worker {
         }
     }
 
-    /// Whether none of this gateway's requests is there.
+    /// Whether no request is there that this gateway sent, be it for a peer.
     pub fn is_idle(&self) -> bool {
-        self.state.load.in_flight() == 0
+        self.state.load.in_flight() == 0 && self.state.load.relayed() == 0
     }
 }
 

@@ -1,7 +1,7 @@
 //! The question put to a policy, and what comes back from the answered request.
 
 use smg_base::{Random, Timestamp, WorkerId};
-use smg_fleet::{Offer, Worker};
+use smg_fleet::{Offer, Relaying, Worker};
 use smg_prefix::TextKey;
 
 /// What a policy is told of a request.
@@ -22,6 +22,8 @@ pub struct Ask<'a> {
     pub excluded: &'a [WorkerId],
     /// The engine's paths for this request; a worker will do unless it is known to offer none of them.
     pub paths: &'a [&'a str],
+    /// Whether a peer may be asked to hand the request to a worker.
+    pub relaying: Relaying,
     /// The time.
     pub now: Timestamp,
     /// Chance.

@@ -129,7 +129,7 @@ impl Candidates {
 
 /// Whether `worker` can take the request, priorities aside.
 pub(crate) fn standing(worker: &Worker, ask: &Ask<'_>, offers: Offers) -> Standing {
-    if !worker.is_available(ask.now) {
+    if !worker.can_take(ask.relaying, ask.now) {
         Standing::Unavailable
     } else if ask.excluded.contains(&worker.id) {
         Standing::Excluded

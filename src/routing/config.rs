@@ -12,6 +12,10 @@ pub struct PolicyConfig {
     /// Whether a routing key ties requests to a worker under every policy, as under `manual`.
     pub routing_key_override: bool,
 
+    /// Whether several gateways are to give one routing key the same worker: where a key's worker would be remembered, the
+    /// key's hash decides instead, as under `consistent_hashing`.
+    pub shared_keys: bool,
+
     /// `manual`: how a key that is new gets its worker.
     pub assignment_mode: AssignmentMode,
     /// `manual`: how long an unused key is remembered.
@@ -62,6 +66,7 @@ impl Default for PolicyConfig {
     fn default() -> Self {
         Self {
             routing_key_override: false,
+            shared_keys: false,
             assignment_mode: AssignmentMode::Random,
             key_idle_max: Duration::from_secs(14_400),
             routing_keys_max: 1_000_000,

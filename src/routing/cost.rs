@@ -2,7 +2,8 @@
 //!
 //! The cost is a sum of parts that each have a reason, in one unit, so that none needs a threshold:
 //!
-//! - *queue*: prompt tokens this gateway has pending there, and requests others have waiting there, at the worker's
+//! - *path*: the time to the peer that hands the request on and back, if one does.
+//! - *queue*: prompt tokens the gateways have pending there, and requests others have waiting there, at the worker's
 //!   measured rate; and, once it runs all it can at a time, the wait for a place.
 //! - *prefill*: the part of this prompt that its cache lacks, at the same rate.
 //! - *decode*: what each request it works on takes of its compute.
@@ -24,6 +25,8 @@ use crate::{
 /// The parts of a worker's cost, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Terms {
+    /// The way there.
+    pub path: f32,
     /// Work queued there.
     pub queue: f32,
     /// The part of the prompt its cache lacks.
@@ -129,6 +132,7 @@ impl Estimate {
             let prompt = prompt(index);
             let seconds_per_token = if work.rate > 0.0 { 1.0 / work.rate } else { unmeasured };
             let terms = Terms {
+                path: work.path,
                 queue: work.pending_tokens * seconds_per_token + work.wait,
                 prefill: prompt.uncached_tokens * seconds_per_token,
                 decode: work.decode,
@@ -137,7 +141,7 @@ impl Estimate {
             };
             let own = terms.queue + terms.prefill + terms.decode;
             let own = if candidates.are_equal() { own } else { own * mean_share / candidate.share };
-            let total = own + terms.kv + terms.error;
+            let total = own + terms.kv + terms.error + terms.path;
             best = best.min(total);
             Cost { terms, total, matched_tokens: prompt.matched_tokens }
         }));
@@ -158,11 +162,12 @@ impl Estimate {
         let engine = load.engine().filter(|engine| now.since(engine.at) <= ENGINE_AGE_MAX);
         let foreign = engine.map_or(0, |_| load.foreign_requests());
         let foreign_waiting = engine.map_or(0, |engine| engine.waiting.min(foreign)) as f32;
-        let active = load.in_flight().saturating_add(foreign);
+        let active = load.requests().saturating_add(foreign);
         let kv_usage = engine.map_or(0.0, |engine| engine.kv_usage.min(KV_USAGE_MAX));
         Work {
+            path: worker.path_seconds(now),
             rate: measured_rate(worker),
-            pending_tokens: load.pending_tokens() as f32 + foreign_waiting * self.mean_prefill_tokens,
+            pending_tokens: load.all_pending_tokens() as f32 + foreign_waiting * self.mean_prefill_tokens,
             wait: wait_for_a_place(worker, active),
             decode: active as f32 * self.decode_seconds,
             kv: self.kv_pressure_seconds * kv_usage / (1.0 - kv_usage),
@@ -174,6 +179,7 @@ impl Estimate {
 /// What a worker has to do already, read in one go.
 #[derive(Clone, Copy, Debug)]
 struct Work {
+    path: f32,
     /// Prompt tokens per second; zero if not measured.
     rate: f32,
     pending_tokens: f32,

@@ -2,14 +2,15 @@
 
 use serde::{Serialize, Serializer, ser::SerializeSeq};
 use smallvec::SmallVec;
-use smg_base::WorkerId;
-use smg_fleet::{Pool, Worker};
+use smg_base::{PeerId, Timestamp, WorkerId};
+use smg_fleet::{Path, Pool, Worker};
 
 use crate::{
     Ask, NoChoice, PolicyKind, Terms,
     candidates::{Candidate, Candidates, Offers, standing},
     cost::{Cost, Costs},
     pick::Choice,
+    policy::Decision,
 };
 
 /// One decision, with the workers it was made between. It fits no more than [`Explanation::CONSIDERED_MAX`] of them: the
@@ -62,8 +63,12 @@ pub struct Considered {
     pub worker: WorkerId,
     /// Whether it took part, or why not.
     pub standing: Standing,
+    /// How a request would get there; absent if it cannot now.
+    pub path: Option<PathTaken>,
     /// This gateway's requests there.
     pub in_flight: u32,
+    /// Those of the other gateways.
+    pub peers_in_flight: u32,
     /// Prompt tokens waiting there.
     pub pending_tokens: u64,
     /// Prompt tokens its cache is taken to hold; zero where the policy does not look.
@@ -72,6 +77,33 @@ pub struct Considered {
     pub seconds: Option<Terms>,
     /// Their sum, divided by the worker's share relative to the mean where shares differ.
     pub cost: Option<f32>,
+}
+
+/// The path to a worker, as an explanation names it: `direct`, or the peer's id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathTaken {
+    /// From here.
+    Direct,
+    /// Through a peer.
+    Via(PeerId),
+}
+
+impl From<Path> for PathTaken {
+    fn from(path: Path) -> Self {
+        match path {
+            Path::Direct => Self::Direct,
+            Path::Via(via) => Self::Via(via.peer),
+        }
+    }
+}
+
+impl Serialize for PathTaken {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Direct => serializer.serialize_str("direct"),
+            Self::Via(peer) => serializer.collect_str(peer),
+        }
+    }
 }
 
 /// A worker's part in a decision.
@@ -96,6 +128,8 @@ pub enum Standing {
 pub enum Reason {
     /// The request named the worker.
     Target,
+    /// The routing key was given the worker by an operator, for all gateways.
+    Override,
     /// The routing key had the worker before.
     Sticky,
     /// The routing key got a worker, because it had none that can be used.
@@ -136,6 +170,7 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Target => "target",
+            Self::Override => "override",
             Self::Sticky => "sticky",
             Self::Assigned => "assigned",
             Self::RoutingKey => "routing_key",
@@ -159,6 +194,7 @@ impl Reason {
     pub fn text(self) -> &'static str {
         match self {
             Self::Target => "the request named this worker",
+            Self::Override => "an operator has given the routing key this worker",
             Self::Sticky => "the routing key has had this worker before",
             Self::Assigned => "the routing key had no worker that can be used and was given this one",
             Self::RoutingKey => "the routing key's hash falls to this worker",
@@ -236,26 +272,27 @@ impl Explanation {
         for worker in &pool.workers {
             let standing = standing(worker, ask, Offers::Checked);
             self.counts.leave_out(standing);
-            self.push(Considered { standing, ..considered(worker, None) });
+            self.push(Considered { standing, ..considered(worker, None, ask.now) });
         }
     }
 
     /// A worker was chosen without comparing it to others.
-    pub(crate) fn settle(&mut self, worker: &Worker, reason: Reason) {
+    pub(crate) fn settle(&mut self, worker: &Worker, reason: Reason, now: Timestamp) {
         self.decided(worker, reason);
-        self.push(considered(worker, None));
+        self.push(considered(worker, None, now));
     }
 
     /// A worker was chosen among `candidates`, by `costs` if there are any.
-    pub(crate) fn compare(&mut self, pool: &Pool, candidates: &Candidates, costs: &Costs, choice: Choice) {
-        let Choice { position: chosen, reason } = choice;
+    pub(crate) fn compare(&mut self, pool: &Pool, decision: &Decision, costs: &Costs, now: Timestamp) {
+        let Decision { candidates, choice: Choice { position: chosen, reason } } = decision;
+        let (chosen, reason) = (*chosen, *reason);
         self.counts = candidates.counts;
         self.decided(&pool.workers[chosen], reason);
         let is_chosen = |candidate: Candidate| candidate.position as usize == chosen;
         let cost_of = |index: usize| costs.list.get(index);
         if let Some(index) = candidates.index_of(chosen) {
             self.predicted_tokens = cost_of(index).map_or(0, |cost| u64::from(cost.matched_tokens));
-            self.push(considered(&pool.workers[chosen], cost_of(index)));
+            self.push(considered(&pool.workers[chosen], cost_of(index), now));
         }
         let good = |index: usize| cost_of(index).is_some_and(|cost| cost.total <= costs.limit);
         let mut add = |wanted: bool| {
@@ -264,7 +301,7 @@ impl Explanation {
                     return;
                 }
                 if good(index) == wanted && !is_chosen(candidate) {
-                    self.push(considered(&pool.workers[candidate.position as usize], cost_of(index)));
+                    self.push(considered(&pool.workers[candidate.position as usize], cost_of(index), now));
                 }
             }
         };
@@ -287,7 +324,7 @@ impl Explanation {
                     Standing::Considered => Standing::LowerPriority,
                     other => other,
                 };
-                self.push(Considered { standing, ..considered(worker, None) });
+                self.push(Considered { standing, ..considered(worker, None, ask.now) });
             }
         }
     }
@@ -304,12 +341,14 @@ impl Explanation {
     }
 }
 
-fn considered(worker: &Worker, cost: Option<&Cost>) -> Considered {
+fn considered(worker: &Worker, cost: Option<&Cost>, now: Timestamp) -> Considered {
     let load = &worker.state.load;
     Considered {
         worker: worker.id,
         standing: Standing::Considered,
+        path: worker.path(now).map(PathTaken::from),
         in_flight: load.in_flight(),
+        peers_in_flight: load.peers().requests,
         pending_tokens: load.pending_tokens(),
         matched_tokens: cost.map_or(0, |cost| cost.matched_tokens),
         seconds: cost.map(|cost| cost.terms),

@@ -2,13 +2,14 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 use smg_base::{Timestamp, WorkerId};
 use smg_fleet::{Pool, Worker};
 use smg_prefix::Chunker;
 
 use crate::{
-    Ask, AssignmentMode, Explanation, NoChoice, PolicyConfig, PolicyKind, Reason, Seen, Standing,
+    Ask, AssignmentMode, Explanation, NoChoice, Overrides, PolicyConfig, PolicyKind, Reason, Seen, Standing,
     bucket::Buckets,
     cache_aware::CacheAware,
     candidates::{Candidate, Candidates, Offers, standing},
@@ -27,6 +28,7 @@ pub struct Policy {
     bytes_per_token: BytesPerToken,
     turn: AtomicU64,
     load: Estimate,
+    overrides: ArcSwap<Overrides>,
     sticky: Option<Sticky>,
     buckets: Option<Buckets>,
     caches: Option<Box<CacheAware>>,
@@ -42,20 +44,21 @@ pub struct Usage {
 }
 
 /// A choice, and among whom.
-struct Decision {
-    candidates: Candidates,
-    choice: Choice,
+pub(crate) struct Decision {
+    pub(crate) candidates: Candidates,
+    pub(crate) choice: Choice,
 }
 
 impl Policy {
     /// A policy that has learned nothing yet.
     pub fn new(kind: PolicyKind, config: &PolicyConfig) -> Self {
-        let sticks = kind == PolicyKind::Manual || config.routing_key_override;
+        let sticks = !config.shared_keys && (kind == PolicyKind::Manual || config.routing_key_override);
         Self {
             kind,
             bytes_per_token: BytesPerToken::default(),
             turn: AtomicU64::new(0),
             load: Estimate::of_load(config),
+            overrides: ArcSwap::default(),
             sticky: sticks.then(|| Sticky::new(config)),
             buckets: (kind == PolicyKind::Bucket).then(|| Buckets::new(config)),
             caches: (kind == PolicyKind::CacheAware).then(|| Box::new(CacheAware::new(config))),
@@ -66,6 +69,13 @@ impl Policy {
     /// Which of the kinds it is.
     pub fn kind(&self) -> PolicyKind {
         self.kind
+    }
+
+    /// Replaces the routing keys that an operator has given a worker.
+    pub fn set_overrides(&self, overrides: Overrides) {
+        if **self.overrides.load() != overrides {
+            self.overrides.store(std::sync::Arc::new(overrides));
+        }
     }
 
     /// Whether [`Ask::text`] makes a difference.
@@ -99,18 +109,35 @@ impl Policy {
         why.begin(self.kind, ask);
         let chosen = match (ask.target, self.sticky_for(ask)) {
             (Some(target), _) => target::find(pool, ask, target).inspect(|position| {
-                why.settle(&pool.workers[*position], Reason::Target);
+                why.settle(&pool.workers[*position], Reason::Target, ask.now);
             }),
-            (None, Some((sticky, key))) => self.keep(sticky, key, pool, ask, why),
-            (None, None) => {
+            (None, sticky) => self.choose_freely(pool, ask, sticky, why),
+        };
+        chosen.inspect_err(|refusal| why.refuse(pool, ask, *refusal))
+    }
+
+    /// Chooses for a request that names no worker.
+    fn choose_freely(
+        &self,
+        pool: &Pool,
+        ask: &Ask<'_>,
+        sticky: Option<(&Sticky, u128)>,
+        why: &mut Explanation,
+    ) -> Result<usize, NoChoice> {
+        if let Some(position) = self.overridden(pool, ask) {
+            why.settle(&pool.workers[position], Reason::Override, ask.now);
+            return Ok(position);
+        }
+        match sticky {
+            Some((sticky, key)) => self.keep(sticky, key, pool, ask, why),
+            None => {
                 let mut costs = Costs::default();
                 decide(pool, ask, |candidates| self.pick(pool, candidates, ask, &mut costs)).map(|decision| {
                     decision.explain(pool, ask, &costs, why);
                     decision.choice.position
                 })
             }
-        };
-        chosen.inspect_err(|refusal| why.refuse(pool, ask, *refusal))
+        }
     }
 
     /// The request goes to `worker`: what this says about its future is taken down.
@@ -185,17 +212,14 @@ impl Policy {
         ask: &Ask<'_>,
         why: &mut Explanation,
     ) -> Result<usize, NoChoice> {
-        let usable = |id: WorkerId| {
-            let position = pool.workers.binary_search_by_key(&id, |worker| worker.id).ok()?;
-            (standing(&pool.workers[position], ask, Offers::Checked) == Standing::Considered).then_some(position)
-        };
+        let usable = |id: WorkerId| usable(pool, ask, id);
         let assign = || {
             let decision = decide(pool, ask, |candidates| self.assign(pool, candidates, ask))?;
             Ok((pool.workers[decision.choice.position].id, decision))
         };
         match sticky.keep(key, ask.now, usable, assign)? {
             Kept::Found(position) => {
-                why.settle(&pool.workers[position], Reason::Sticky);
+                why.settle(&pool.workers[position], Reason::Sticky, ask.now);
                 Ok(position)
             }
             Kept::Assigned(decision) => {
@@ -203,6 +227,19 @@ impl Policy {
                 Ok(decision.choice.position)
             }
         }
+    }
+
+    /// The place of the worker that an operator has given this request's routing key, if that can be used.
+    fn overridden(&self, pool: &Pool, ask: &Ask<'_>) -> Option<usize> {
+        usable(pool, ask, self.overrides.load().of(ask.routing_key?)?)
+    }
+
+    /// Whether the hash of this request's key decides because gateways that share their keys must agree.
+    fn is_shared_key(&self, ask: &Ask<'_>) -> bool {
+        let has_key = ask.routing_key.is_some();
+        let is_manual = self.kind == PolicyKind::Manual;
+        self.config.shared_keys
+            && (is_manual && (has_key || ask.session.is_some()) || self.config.routing_key_override && has_key)
     }
 
     /// The worker for a routing key that has none.
@@ -215,13 +252,16 @@ impl Policy {
         };
         let chosen = match self.config.assignment_mode {
             AssignmentMode::Random => pick::chance(candidates, ask.random),
-            AssignmentMode::MinLoad => fewest(&|position| load(position).in_flight()),
+            AssignmentMode::MinLoad => fewest(&|position| load(position).requests()),
             AssignmentMode::MinGroup => fewest(&|position| load(position).active_keys()),
         };
         chosen.because(Reason::Assigned)
     }
 
     fn pick(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>, costs: &mut Costs) -> Choice {
+        if self.is_shared_key(ask) {
+            return consistent_hashing(candidates, ask);
+        }
         match self.kind {
             PolicyKind::Random => pick::chance(candidates, ask.random).because(Reason::Chance),
             PolicyKind::RoundRobin => pick::turn(candidates, self.turn.fetch_add(1, Relaxed)).because(Reason::Turn),
@@ -260,7 +300,7 @@ impl Policy {
         };
         let rendezvous = Rendezvous::new(text.head, candidates);
         let in_flight =
-            |candidate: Candidate| f64::from(pool.workers[candidate.position as usize].state.load.in_flight());
+            |candidate: Candidate| f64::from(pool.workers[candidate.position as usize].state.load.requests());
         let loads: SmallVec<[f64; 128]> = candidates.iter().map(in_flight).collect();
         let bound = (loads.iter().sum::<f64>() + 1.0) / candidates.shares() * self.config.prefix_hash_load_factor;
         let fits = candidates
@@ -292,7 +332,7 @@ impl Policy {
 
 impl Decision {
     fn explain(&self, pool: &Pool, ask: &Ask<'_>, costs: &Costs, why: &mut Explanation) {
-        why.compare(pool, &self.candidates, costs, self.choice);
+        why.compare(pool, self, costs, ask.now);
         why.others(pool, &self.candidates, ask);
     }
 }
@@ -309,6 +349,12 @@ fn decide(pool: &Pool, ask: &Ask<'_>, mut pick: impl FnMut(&Candidates) -> Choic
     Ok(Decision { candidates, choice })
 }
 
+/// The place of a worker in the pool, if it can take the request.
+fn usable(pool: &Pool, ask: &Ask<'_>, id: WorkerId) -> Option<usize> {
+    let position = pool.workers.binary_search_by_key(&id, |worker| worker.id).ok()?;
+    (standing(&pool.workers[position], ask, Offers::Checked) == Standing::Considered).then_some(position)
+}
+
 fn consistent_hashing(candidates: &Candidates, ask: &Ask<'_>) -> Choice {
     let (key, reason) = match (ask.routing_key, ask.session) {
         (Some(key), _) => (smg_base::hash::stable64(key.as_bytes()), Reason::RoutingKey),
@@ -323,7 +369,7 @@ fn better_of_two(pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) -> Choice 
     let (one, other) = pick::two(candidates, ask.random);
     let load = |candidate: Candidate| {
         let load = &pool.workers[candidate.position as usize].state.load;
-        let requests = load.in_flight().saturating_add(load.foreign_requests());
+        let requests = load.requests().saturating_add(load.foreign_requests());
         let kv_usage = load.engine().map_or(0.0, |engine| f64::from(engine.kv_usage));
         (f64::from(requests) / f64::from(candidate.share), kv_usage)
     };

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use smg_base::{Random, Timestamp};
-use smg_fleet::{Fleet, FleetConfig, HealthConfig, LoadGuard, Origin, Pool, WorkerSpec, WorkerState};
+use smg_fleet::{Fleet, FleetConfig, HealthConfig, LoadGuard, Origin, Pool, Relaying, WorkerSpec, WorkerState};
 
 use crate::Ask;
 
@@ -57,6 +57,7 @@ pub(crate) fn ask(random: &dyn Random) -> Ask<'_> {
         session: None,
         excluded: &[],
         paths: &[],
+        relaying: Relaying::Allowed,
         now: at(1),
         random,
     }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use smg_base::{Random, Timestamp, WorkerId};
-use smg_fleet::{EngineProfile, Fleet, FleetConfig, HealthConfig, Origin, Outcome, Pool, Worker, WorkerSpec};
+use smg_fleet::{EngineProfile, Fleet, FleetConfig, HealthConfig, Origin, Outcome, Pool, Relaying, Worker, WorkerSpec};
 use smg_prefix::TextKey;
 use smg_routing::{Ask, Explanation, Policy, PolicyConfig, PolicyKind};
 
@@ -69,6 +69,7 @@ pub(crate) fn ask(random: &dyn Random) -> Ask<'_> {
         session: None,
         excluded: &[],
         paths: &[],
+        relaying: Relaying::Allowed,
         now: at(1),
         random,
     }
