@@ -13,6 +13,7 @@
 mod config;
 mod id;
 mod io;
+mod membership;
 mod replica;
 mod status;
 mod values;

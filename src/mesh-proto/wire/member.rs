@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use bincode::{Decode, Encode};
 
-use crate::NodeId;
+use crate::{NodeId, membership::Identity};
 
 /// The first frame of each side.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -13,7 +13,7 @@ pub(crate) struct Hello {
     pub(crate) protocol_min: u16,
     /// Newest.
     pub(crate) protocol_max: u16,
-    /// What it can do beyond that, one bit each.
+    /// What it can do beyond that, one bit each; unknown ones are ignored.
     pub(crate) capabilities: u64,
     /// Its cluster.
     pub(crate) cluster: String,
@@ -33,10 +33,12 @@ pub(crate) struct Hello {
     pub(crate) region: String,
     /// Version of its program.
     pub(crate) software: String,
-    /// Whether it has joined its cluster.
+    /// How far it has come.
     pub(crate) start: Start,
-    /// What it holds of the receiver's lanes; none if nothing.
+    /// What the sender knows of the receiver's past; none if nothing.
     pub(crate) holds: Option<Holds>,
+    /// The run of the receiver that had the boot in `holds`, if known.
+    pub(crate) holds_instance: Option<u64>,
 }
 
 /// How far a node has come.
@@ -57,41 +59,57 @@ pub(crate) struct Holds {
     pub(crate) epoch: u64,
 }
 
-/// What a list of members comes to.
+/// The short form of the exchange of member lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct ExchangeDigest {
-    /// Hash of the sorted list.
-    pub(crate) hash: u128,
+pub(crate) struct Roll {
+    /// Hash of the sorted list without the two that speak; none if it is not to be compared.
+    pub(crate) hash: Option<u128>,
+    /// The sender as it sees itself.
+    pub(crate) me: Seen,
+    /// The receiver as the sender sees it.
+    pub(crate) you: Option<Seen>,
 }
 
-/// A list of members.
+/// The long form: everybody whom the sender knows, itself included.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct ExchangeList {
+pub(crate) struct Members {
     /// The members.
-    pub(crate) members: Vec<MemberRow>,
-    /// Whether the sender wants the receiver's list in return.
-    pub(crate) answer: bool,
+    pub(crate) members: Vec<Seen>,
+    /// Whether the receiver is to send its list.
+    pub(crate) answer: Answer,
 }
 
-/// A member as foca knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub(crate) struct MemberRow {
+/// Whether an answer is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum Answer {
+    /// Yes.
+    Wanted,
+    /// No.
+    NotWanted,
+}
+
+/// A member as somebody sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Seen {
     /// Who.
-    pub(crate) node: NodeId,
-    /// Counts its starts.
-    pub(crate) boot: u64,
-    /// Counts its renewals in this run.
-    pub(crate) bump: u16,
-    /// Where its mesh port is.
-    pub(crate) address: SocketAddr,
-    /// Hash of its failure domain's name.
-    pub(crate) zone: u32,
-    /// Hash of its region's name.
-    pub(crate) region: u32,
+    pub(crate) identity: Identity,
     /// foca's counter of refutations.
     pub(crate) incarnation: u16,
-    /// 0 alive, 1 suspect, 2 down.
-    pub(crate) state: u8,
+    /// What is thought of it.
+    pub(crate) state: SeenState,
+}
+
+/// What is thought of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub(crate) enum SeenState {
+    /// It lives.
+    Alive,
+    /// It may not.
+    Suspect,
+    /// It does not.
+    Down,
+    /// It said that it leaves.
+    Left,
 }
 
 /// Asks for an immediate answer, or is it.
@@ -101,26 +119,43 @@ pub(crate) struct Echo {
     pub(crate) nonce: u64,
 }
 
-/// Asks whether the receiver reaches a member.
+/// Asks whether the receiver too has lost a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct Confirm {
-    /// Pairs question and answer.
-    pub(crate) nonce: u64,
     /// Which member.
     pub(crate) about: NodeId,
-    /// Which start of it.
-    pub(crate) boot: u64,
 }
 
-/// Says whether the sender reaches a member.
+/// The answer to [`Confirm`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct ConfirmReply {
-    /// Pairs question and answer.
-    pub(crate) nonce: u64,
     /// Which member.
     pub(crate) about: NodeId,
-    /// Which start of it.
+    /// How its connection looks from here.
+    pub(crate) heard: Heard,
+}
+
+/// How the connection to a member looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum Heard {
+    /// Something came over it within a second.
+    Lately,
+    /// It was lost, and there is no new one.
+    Lost,
+    /// Neither.
+    Unsure,
+}
+
+/// Tells a node, before its connection is closed, that a live node has its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct NameTaken {
+    /// Where that node is.
+    pub(crate) address: SocketAddr,
+}
+
+/// The sender leaves for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Leaving {
+    /// Which of its starts.
     pub(crate) boot: u64,
-    /// Whether it was heard within the last second.
-    pub(crate) heard: bool,
 }

@@ -12,7 +12,9 @@ use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bytes::{BufMut, Bytes, BytesMut};
 
 pub(crate) use lane::{AckRow, Chunk, Entry, HaveRow, LaneFrame, LaneRow, Last, Outcome, Pull, Rows};
-pub(crate) use member::{Confirm, ConfirmReply, Echo, ExchangeDigest, ExchangeList, Hello, Holds, MemberRow, Start};
+pub(crate) use member::{
+    Answer, Confirm, ConfirmReply, Echo, Heard, Hello, Holds, Leaving, Members, NameTaken, Roll, Seen, SeenState, Start,
+};
 
 /// The version of the protocol this node speaks, and the oldest it understands.
 pub(crate) const PROTOCOL: u16 = 1;
@@ -31,9 +33,9 @@ pub(crate) enum Frame {
     /// A message of foca, as it is.
     Swim(Bytes),
     /// What the sender's list of members comes to.
-    ExchangeDigest(ExchangeDigest),
+    Roll(Roll),
     /// The sender's list of members.
-    ExchangeList(ExchangeList),
+    Members(Members),
     /// Answer at once.
     Echo(Echo),
     /// The answer.
@@ -42,6 +44,10 @@ pub(crate) enum Frame {
     Confirm(Confirm),
     /// The answer.
     ConfirmReply(ConfirmReply),
+    /// A live node has your name.
+    NameTaken(NameTaken),
+    /// I leave.
+    Leaving(Leaving),
     /// Something about lanes.
     Lane(LaneFrame),
 }
@@ -78,12 +84,14 @@ struct FrameKind;
 impl FrameKind {
     const HELLO: u8 = 1;
     const SWIM: u8 = 2;
-    const EXCHANGE_DIGEST: u8 = 3;
-    const EXCHANGE_LIST: u8 = 4;
+    const ROLL: u8 = 3;
+    const MEMBERS: u8 = 4;
     const ECHO: u8 = 5;
     const ECHO_REPLY: u8 = 6;
     const CONFIRM: u8 = 7;
     const CONFIRM_REPLY: u8 = 8;
+    const NAME_TAKEN: u8 = 9;
+    const LEAVING: u8 = 10;
     const HAVE: u8 = 16;
     const CHUNK: u8 = 17;
     const ACK: u8 = 18;
@@ -102,12 +110,14 @@ pub(crate) fn encode(frame: &Frame) -> Bytes {
     match frame {
         Frame::Hello(hello) => framed(FrameKind::HELLO, hello),
         Frame::Swim(message) => raw(FrameKind::SWIM, message),
-        Frame::ExchangeDigest(digest) => framed(FrameKind::EXCHANGE_DIGEST, digest),
-        Frame::ExchangeList(list) => framed(FrameKind::EXCHANGE_LIST, list),
+        Frame::Roll(roll) => framed(FrameKind::ROLL, roll),
+        Frame::Members(members) => framed(FrameKind::MEMBERS, members),
         Frame::Echo(echo) => framed(FrameKind::ECHO, echo),
         Frame::EchoReply(echo) => framed(FrameKind::ECHO_REPLY, echo),
         Frame::Confirm(confirm) => framed(FrameKind::CONFIRM, confirm),
         Frame::ConfirmReply(reply) => framed(FrameKind::CONFIRM_REPLY, reply),
+        Frame::NameTaken(taken) => framed(FrameKind::NAME_TAKEN, taken),
+        Frame::Leaving(leaving) => framed(FrameKind::LEAVING, leaving),
         Frame::Lane(frame) => encode_lane(frame),
     }
 }
@@ -144,12 +154,14 @@ pub(crate) fn decode(bytes: &Bytes, bytes_max: usize) -> Result<Decoded, Misbeha
     let frame = match bytes[0] {
         FrameKind::HELLO => Frame::Hello(unframed(&payload)?),
         FrameKind::SWIM => Frame::Swim(payload),
-        FrameKind::EXCHANGE_DIGEST => Frame::ExchangeDigest(unframed(&payload)?),
-        FrameKind::EXCHANGE_LIST => Frame::ExchangeList(unframed(&payload)?),
+        FrameKind::ROLL => Frame::Roll(unframed(&payload)?),
+        FrameKind::MEMBERS => Frame::Members(unframed(&payload)?),
         FrameKind::ECHO => Frame::Echo(unframed(&payload)?),
         FrameKind::ECHO_REPLY => Frame::EchoReply(unframed(&payload)?),
         FrameKind::CONFIRM => Frame::Confirm(unframed(&payload)?),
         FrameKind::CONFIRM_REPLY => Frame::ConfirmReply(unframed(&payload)?),
+        FrameKind::NAME_TAKEN => Frame::NameTaken(unframed(&payload)?),
+        FrameKind::LEAVING => Frame::Leaving(unframed(&payload)?),
         FrameKind::HAVE => Frame::Lane(LaneFrame::Have(unframed(&payload)?)),
         FrameKind::CHUNK => Frame::Lane(LaneFrame::Chunk(unframed(&payload)?)),
         FrameKind::ACK => Frame::Lane(LaneFrame::Ack(unframed(&payload)?)),
