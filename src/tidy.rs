@@ -285,7 +285,10 @@ fn files_functions_and_crates_stay_short() {
         for file in package.sources() {
             let place = relative(&file.path);
             let lines = file.production.lines().filter(|line| !line.trim().is_empty()).count();
-            crate_lines += lines;
+            // Scenarios are tests, and no other crate builds on them.
+            if !place.starts_with("cluster-tests/") {
+                crate_lines += lines;
+            }
             let long = file.production_lines();
             if long > FILE_LINES_MAX && row(LONG_FILES, &place).is_none() {
                 offences.add(&file.path, format!("{long} lines outside tests, more than {FILE_LINES_MAX}"));
