@@ -88,7 +88,7 @@ fn cargo_tool(subcommand: &str, package: &'static str) -> Result<(), Error> {
 }
 
 /// Where Debian puts the library that gives a process another clock.
-const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
 /// Makes libfaketime available if that can be had; the scenarios with wrong clocks are skipped and counted without it.
 pub(crate) fn faketime() {
