@@ -264,6 +264,22 @@ impl LoadGuard {
         Self { state, tokens: 0, tokens_ahead, stage: Stage::Relayed, key: None }
     }
 
+    /// A guard for the same request at another worker, to take the place of this one.
+    #[must_use = "the request counts as finished once its guard is dropped"]
+    pub fn moved_to(&self, state: &Arc<WorkerState>) -> Self {
+        let mut moved = match self.stage {
+            Stage::Prefill | Stage::Decode => Self::begin(Arc::clone(state), self.tokens),
+            Stage::Relayed => Self::begin_relayed(Arc::clone(state)),
+        };
+        if self.stage == Stage::Decode {
+            moved.first_token();
+        }
+        if let Some(key) = self.key {
+            moved.hold_key(key);
+        }
+        moved
+    }
+
     /// Counts the request under a routing key, given by its hash. A second key replaces the first.
     pub fn hold_key(&mut self, key: u64) {
         if self.key == Some(key) {

@@ -9,6 +9,7 @@ use smg_infer::{Failure, FailureCode};
 use crate::{
     config::{AdminAccess, Settings},
     edge::Credentials,
+    shared::KeyHash,
 };
 
 /// The address of the client's side of the connection, set by the listener.
@@ -17,6 +18,7 @@ pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 
 /// Lets a caller of the serving endpoints in, and says whose its credentials are.
 pub(crate) fn serving(headers: &HeaderMap, settings: &Settings) -> Result<Credentials, Failure> {
+    refuse_revoked(headers, settings)?;
     let Some(key) = &settings.api_key else {
         return Ok(Credentials::Workers);
     };
@@ -28,6 +30,7 @@ pub(crate) fn serving(headers: &HeaderMap, settings: &Settings) -> Result<Creden
 
 /// Lets an operator in.
 pub(crate) fn admin(headers: &HeaderMap, peer: Option<PeerAddress>, settings: &Settings) -> Result<(), Failure> {
+    refuse_revoked(headers, settings)?;
     if let Some(key) = settings.admin_key.as_ref().or(settings.api_key.as_ref()) {
         return if offers(headers, key) { Ok(()) } else { Err(unauthorized(headers)) };
     }
@@ -59,6 +62,15 @@ fn unauthorized(headers: &HeaderMap) -> Failure {
         "an API key is required: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
     };
     Failure::new(FailureCode::Unauthorized, message)
+}
+
+/// A key that was revoked opens nothing, even where this node's own settings still name it.
+fn refuse_revoked(headers: &HeaderMap, settings: &Settings) -> Result<(), Failure> {
+    let revoked = &settings.shared.revoked;
+    if revoked.is_empty() || !offered(headers).any(|key| revoked.contains(&KeyHash::of(key))) {
+        return Ok(());
+    }
+    Err(Failure::new(FailureCode::Unauthorized, "the API key has been revoked"))
 }
 
 fn offers(headers: &HeaderMap, key: &Secret) -> bool {

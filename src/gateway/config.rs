@@ -6,6 +6,8 @@ use http::{HeaderMap, HeaderName};
 use smg_base::{Backoff, ByteSize, ModelId, Secret, map::StableMap};
 use smg_routing::{PolicyConfig, PolicyKind};
 
+use crate::shared::SharedSettings;
+
 /// What cannot change while the node runs.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -80,6 +82,8 @@ pub struct Settings {
     pub defaults: ModelDefaults,
     /// Overrides by model.
     pub models: StableMap<ModelId, ModelSettings>,
+    /// What all nodes of the cluster share; it comes before what is this node's own.
+    pub shared: SharedSettings,
     /// Which requests are logged.
     pub access_log: AccessLog,
     /// Time after which a request is logged as slow, whatever `access_log` says, unless that is off.
@@ -104,6 +108,7 @@ impl Default for Settings {
             count_stream_usage: false,
             defaults: ModelDefaults::default(),
             models: StableMap::default(),
+            shared: SharedSettings::default(),
             access_log: AccessLog::All,
             slow_request: Duration::from_secs(600),
             sweep_interval: Duration::from_secs(120),

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, StatusCode, header, response};
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderValue, StatusCode, header, response};
 use http_body_util::BodyExt;
 use smallvec::SmallVec;
 use smg_api::{
@@ -11,14 +12,15 @@ use smg_api::{
     sse::{Scanned, Scanner},
 };
 use smg_base::{Timestamp, WorkerId, hash};
-use smg_fleet::{BreakerState, BreakerTransition, LoadGuard, Offer, Outcome, Ticket, Worker};
+use smg_fleet::{BreakerState, BreakerTransition, LoadGuard, Offer, Outcome, Path, Ticket, Via, Worker};
 use smg_infer::{Dispatched, Failure, FailureCode};
 use smg_routing::{Ask, Explanation, NoChoice};
-use smg_upstream::{Outbound, OutboundBody, ResponseBody};
+use smg_upstream::{Outbound, OutboundBody, ResponseBody, relay};
 use tokio::time::timeout;
 
 use crate::{
     app::Gateway,
+    edge,
     metrics::EndpointMeters,
     prepare::{Payload, Prepared},
     relay::{Settled, Streaming},
@@ -35,6 +37,8 @@ const REFUSAL_BYTES_MAX: usize = 256 << 10;
 pub(crate) struct Routed {
     pub(crate) worker: Arc<Worker>,
     pub(crate) ticket: Option<Ticket>,
+    /// The way to it.
+    pub(crate) path: Path,
     pub(crate) load: LoadGuard,
     /// Prompt tokens the policy expected in the worker's cache.
     pub(crate) predicted_tokens: u64,
@@ -66,7 +70,9 @@ pub(crate) async fn dispatch(
 ) -> Result<Streaming, Failure> {
     let mut excluded: SmallVec<[WorkerId; 8]> = SmallVec::new();
     let mut attempt = 0;
-    prepared.plan.budget.deposit(gateway.now());
+    if prepared.hop.is_none() {
+        prepared.plan.budget.deposit(gateway.now());
+    }
     loop {
         let routed = match route(gateway, &prepared, &excluded, trail) {
             // Every worker has failed once: whoever comes back first may have it.
@@ -121,7 +127,8 @@ fn may_try_again(
 ) -> Result<Duration, &'static str> {
     let retry = &prepared.plan.retry;
     let now = gateway.now();
-    if !rejected.failure.may_retry(prepared.replay) {
+    // Where a peer hands a request on, that peer tries again.
+    if prepared.hop.is_some() || !rejected.failure.may_retry(prepared.replay) {
         return Err("not_safe");
     }
     if matches!(prepared.payload, Payload::Once(_)) {
@@ -131,7 +138,7 @@ fn may_try_again(
         return Err("attempts");
     }
     let mut elsewhere = prepared.pool.workers.iter().filter(|other| !excluded.contains(&other.id));
-    let elsewhere = elsewhere.any(|other| other.is_available(now));
+    let elsewhere = elsewhere.any(|other| other.can_take(prepared.relaying(), now));
     let backoff = retry.backoff.delay(attempt - 1, &*gateway.random);
     let wait = match rejected.failure.retry_after {
         _ if elsewhere && attempt == 1 => Duration::ZERO,
@@ -174,7 +181,7 @@ fn route(gateway: &Gateway, prepared: &Prepared, excluded: &[WorkerId], trail: &
     for _ in 0..=prepared.pool.workers.len().min(8) {
         let now = gateway.now();
         let ask = ask(gateway, prepared, &passed_over, now);
-        let chosen = match prepared.plan.policy.choose(&prepared.pool, &ask, &mut decision) {
+        let chosen = match choose(prepared, &ask, &mut decision) {
             Ok(chosen) => chosen,
             Err(reason) => {
                 trail.not_chosen(reason, decision);
@@ -182,14 +189,18 @@ fn route(gateway: &Gateway, prepared: &Prepared, excluded: &[WorkerId], trail: &
             }
         };
         let worker = &prepared.pool.workers[chosen];
-        let Some(ticket) = worker.admit(now) else {
+        let Some(ticket) = worker.admit_by(prepared.relaying(), now) else {
             passed_over.push(worker.id);
             continue;
         };
+        let path = ticket.path();
         if let Some(change) = ticket.transition() {
-            breaker_changed(gateway, worker, change);
+            breaker_changed(gateway, worker, path, change);
         }
-        let mut load = worker.state.begin(decision.uncached_tokens());
+        let mut load = match prepared.hop {
+            None => worker.state.begin(decision.uncached_tokens()),
+            Some(_) => worker.state.begin_relayed(),
+        };
         if let Some(key) = &prepared.hints.routing_key {
             load.hold_key(hash::stable64(key.as_bytes()));
         }
@@ -201,11 +212,24 @@ fn route(gateway: &Gateway, prepared: &Prepared, excluded: &[WorkerId], trail: &
         }
         let labels = [prepared.plan.policy_kind().as_str(), decision.reason().as_str()];
         gateway.metrics.policy_branches.with_label_values(&labels).inc();
-        trail.chosen(worker.id, decision);
-        return Ok(Routed { worker: worker.clone(), ticket: Some(ticket), load, predicted_tokens });
+        trail.chosen(worker.id, path, decision);
+        return Ok(Routed { worker: worker.clone(), ticket: Some(ticket), path, load, predicted_tokens });
     }
     trail.not_chosen(NoChoice::NoneAvailable, decision);
     Err(NoChoice::NoneAvailable)
+}
+
+/// Asks the policy; the worker that a peer would take comes first, as long as it can be used.
+fn choose(prepared: &Prepared, ask: &Ask<'_>, decision: &mut Explanation) -> Result<usize, NoChoice> {
+    let policy = &prepared.plan.policy;
+    let preferred = prepared.hop.and_then(|hop| hop.preferred).filter(|_| ask.target.is_none());
+    if let Some(preferred) = preferred {
+        let target = preferred.to_string();
+        if let Ok(chosen) = policy.choose(&prepared.pool, &Ask { target: Some(&target), ..*ask }, decision) {
+            return Ok(chosen);
+        }
+    }
+    policy.choose(&prepared.pool, ask, decision)
 }
 
 /// The question put to the policy.
@@ -219,6 +243,7 @@ fn ask<'a>(gateway: &'a Gateway, prepared: &'a Prepared, excluded: &'a [WorkerId
         session: hints.session,
         excluded,
         paths: prepared.endpoint.engine_paths(),
+        relaying: prepared.relaying(),
         now,
         random: &*gateway.random,
     }
@@ -255,18 +280,20 @@ async fn send(
 ) -> Result<Settled, Rejected> {
     let now = gateway.now();
     trail.dispatching(now);
-    let outbound = outbound(prepared, &routed.worker, trail);
+    let outbound = outbound(prepared, &routed, trail);
     let limit = first_byte_limit(prepared, now);
     let reading = Reading {
         endpoint: prepared.endpoint,
         bytes_max: prepared.answer.buffer_bytes_max,
         stall: prepared.plan.timeouts.stall,
     };
-    let begun = timeout(limit, begin(gateway, &routed.worker, outbound, reading)).await;
+    let begun = timeout(limit, begin(gateway, &routed, outbound, reading)).await;
     let begun = begun.unwrap_or_else(|_| Err(too_slow(prepared, limit).into()));
     let now = gateway.now();
+    count_relayed(gateway, routed.path, begun.as_ref().err());
     match begun {
         Ok(begun) => {
+            routed.correct(gateway, prepared, &begun.head.headers, trail);
             trail.first_byte(now);
             if begun.head.status == StatusCode::OK {
                 if let Some(meters) = trail.meters() {
@@ -282,9 +309,25 @@ async fn send(
             let status = (status != 0).then(|| status_text(status));
             let label = status.as_ref().map_or("", |status| status.as_str());
             EndpointMeters::upstream(&gateway.metrics, label, rejected.failure.code.as_str());
-            routed.settle(gateway, verdict(&rejected), now);
+            if routed.path == Path::Direct || rejected.answer.is_some() {
+                routed.settle(gateway, verdict(&rejected), now);
+            } else {
+                // What goes wrong on the way says nothing about the worker.
+                routed.settle_path(gateway, verdict(&rejected), now);
+            }
             Err(rejected)
         }
+    }
+}
+
+/// Counts an attempt that went to a peer.
+fn count_relayed(gateway: &Gateway, path: Path, rejected: Option<&Rejected>) {
+    if path != Path::Direct {
+        let outcome = match rejected.filter(|rejected| rejected.answer.is_none()) {
+            None => "answered",
+            Some(rejected) => rejected.failure.code.as_str(),
+        };
+        gateway.metrics.relayed.with_label_values(&["out", outcome]).inc();
     }
 }
 
@@ -301,22 +344,60 @@ impl Routed {
     /// The worker has begun to answer. A breaker that is half open need not wait for the end of a long stream to learn
     /// that the worker is back.
     pub(crate) fn first_byte(&mut self, gateway: &Gateway) {
-        if self.worker.state.breaker.state() != BreakerState::Closed {
+        if self.ticket.as_ref().is_some_and(|ticket| ticket.breaker().state() != BreakerState::Closed) {
             self.settle(gateway, Outcome::Success, gateway.now());
         }
     }
 
     /// Tells the breaker and the error rate how it went. Only the first call counts.
     pub(crate) fn settle(&mut self, gateway: &Gateway, outcome: Outcome, now: Timestamp) {
+        if self.ticket.is_some() {
+            self.settle_path(gateway, outcome, now);
+            self.worker.state.rates.observe_outcome(outcome, now);
+        }
+    }
+
+    /// Tells only the breaker of the path.
+    fn settle_path(&mut self, gateway: &Gateway, outcome: Outcome, now: Timestamp) {
         let Some(ticket) = self.ticket.take() else {
             return;
         };
-        let label = outcome_label(outcome);
-        gateway.metrics.breaker_outcomes.with_label_values(&[self.worker.spec.url.as_str(), label]).inc();
-        if let Some(change) = ticket.record(outcome, now) {
-            breaker_changed(gateway, &self.worker, change);
+        if self.path == Path::Direct {
+            let labels = [self.worker.spec.url.as_str(), outcome_label(outcome)];
+            gateway.metrics.breaker_outcomes.with_label_values(&labels).inc();
         }
-        self.worker.state.rates.observe_outcome(outcome, now);
+        if let Some(change) = ticket.record(outcome, now) {
+            breaker_changed(gateway, &self.worker, self.path, change);
+        }
+    }
+
+    /// The peer says which worker it took. If that is another than the one chosen here, the request counts there from now
+    /// on, and what is learned from it is learned of that one. The way to the peer has proved itself.
+    fn correct(&mut self, gateway: &Gateway, prepared: &Prepared, headers: &HeaderMap, trail: &mut Trail) {
+        let told = headers.get(relay::WORKER).filter(|_| self.path != Path::Direct);
+        let Some(id) = told.and_then(|id| id.to_str().ok()?.parse::<WorkerId>().ok()) else {
+            return;
+        };
+        if id == self.worker.id {
+            return;
+        }
+        let now = gateway.now();
+        trail.corrected(id);
+        if let Some(worker) = gateway.fleet.snapshot().worker(id) {
+            self.settle_path(gateway, Outcome::Success, now);
+            self.load = self.load.moved_to(&worker.state);
+            self.worker = worker.clone();
+            self.predicted_tokens = 0;
+            prepared.plan.policy.dispatched(worker, &ask(gateway, prepared, &[], now));
+        }
+    }
+
+    /// The time that the way there takes of an answer's.
+    pub(crate) fn path_rtt(&self) -> Duration {
+        match self.path {
+            Path::Direct => Duration::ZERO,
+            Path::Via(via) => via.rtt,
+        }
     }
 }
 
@@ -328,8 +409,12 @@ fn outcome_label(outcome: Outcome) -> &'static str {
     }
 }
 
-fn breaker_changed(gateway: &Gateway, worker: &Worker, change: BreakerTransition) {
+fn breaker_changed(gateway: &Gateway, worker: &Worker, path: Path, change: BreakerTransition) {
     let (from, to) = (change.from.as_str(), change.to.as_str());
+    if let Path::Via(Via { peer, .. }) = path {
+        tracing::warn!(worker = %worker.id, url = %worker.spec.url, %peer, from, to, "circuit breaker of a relay changed");
+        return;
+    }
     gateway.metrics.breaker_transitions.with_label_values(&[worker.spec.url.as_str(), from, to]).inc();
     tracing::warn!(worker = %worker.id, url = %worker.spec.url, from, to, "circuit breaker changed");
 }
@@ -354,18 +439,36 @@ fn too_slow(prepared: &Prepared, limit: Duration) -> Failure {
         .dispatched(Dispatched::Maybe)
 }
 
-fn outbound(prepared: &mut Prepared, worker: &Worker, trail: &Trail) -> Outbound {
+fn outbound(prepared: &mut Prepared, routed: &Routed, trail: &Trail) -> Outbound {
     let mut headers = prepared.headers.clone();
-    trail.mark(&mut headers);
+    let path = match routed.path {
+        Path::Direct => {
+            trail.mark(&mut headers);
+            engine_path(&routed.worker, prepared.endpoint)
+        }
+        Path::Via(_) => {
+            trail.mark_for_peer(&mut headers);
+            tell_peer(prepared, routed, trail, &mut headers);
+            prepared.endpoint.path()
+        }
+    };
     let body = match &mut prepared.payload {
         Payload::Whole { body, .. } => OutboundBody::Full(body.clone()),
         Payload::Once(body) => body.take().unwrap_or(OutboundBody::Full(Bytes::new())),
     };
-    Outbound {
-        method: http::Method::POST,
-        path_and_query: engine_path(worker, prepared.endpoint).into(),
-        headers,
-        body,
+    Outbound { method: http::Method::POST, path_and_query: path.into(), headers, body }
+}
+
+/// Tells a peer what this node knows of the caller's wishes.
+fn tell_peer(prepared: &Prepared, routed: &Routed, trail: &Trail, headers: &mut HeaderMap) {
+    let left = prepared.deadline.since(trail.now()).as_millis();
+    headers.insert(relay::DEADLINE_MS, HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX)));
+    if let Some(key) = &prepared.hints.routing_key {
+        headers.insert("x-smg-routing-key", edge::header_value(key));
+    }
+    if prepared.hints.target.is_some() {
+        // The caller insists: a place in the pool, or a URL, may mean another worker there.
+        headers.insert("x-smg-target-worker", edge::header_value(&routed.worker.id.to_string()));
     }
 }
 
@@ -395,8 +498,12 @@ struct Reading {
     stall: Option<Duration>,
 }
 
-async fn begin(gateway: &Gateway, worker: &Worker, outbound: Outbound, reading: Reading) -> Result<Begun, Rejected> {
-    let response = gateway.upstream.send(worker, outbound).await?;
+async fn begin(gateway: &Gateway, routed: &Routed, outbound: Outbound, reading: Reading) -> Result<Begun, Rejected> {
+    let worker = &routed.worker;
+    let response = match routed.path {
+        Path::Direct => gateway.upstream.send(worker, outbound).await?,
+        Path::Via(via) => gateway.upstream.send_via(via.peer, worker.id, outbound).boxed().await?,
+    };
     let (head, body) = response.into_parts();
     if is_refusal(head.status) {
         return Err(refusal(head, body, reading.stall).await);

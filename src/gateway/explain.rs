@@ -5,13 +5,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use serde::Serialize;
 use smg_base::{RequestId, WorkerId};
-use smg_routing::Explanation;
+use smg_routing::{Explanation, PathTaken};
 
 /// Why a request went where it went.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Record {
     pub(crate) request_id: RequestId,
     pub(crate) endpoint: &'static str,
+    /// The peer that handed the request on, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) from_peer: Option<PathTaken>,
     pub(crate) model: String,
     pub(crate) streaming: bool,
     /// Milliseconds since the Unix epoch at which the request came in.
@@ -28,6 +31,11 @@ pub(crate) struct Record {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct AttemptRecord {
     pub(crate) worker: Option<WorkerId>,
+    /// `direct`, or the peer that handed the request on.
+    pub(crate) path: Option<PathTaken>,
+    /// The worker chosen here, where the peer took another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) instead_of: Option<WorkerId>,
     /// How it ended; none while it goes on.
     pub(crate) result: Option<&'static str>,
     pub(crate) dispatched: &'static str,
@@ -84,6 +92,7 @@ mod tests {
         Box::new(Record {
             request_id: RequestId::from(id),
             endpoint: "chat",
+            from_peer: None,
             model: String::new(),
             streaming: false,
             received_unix_ms: 0,

@@ -23,9 +23,11 @@ mod pipeline;
 mod plan;
 mod prepare;
 mod relay;
+mod relayed;
 mod reply;
 mod responses;
 mod routes;
+mod shared;
 mod trail;
 mod transcription;
 
@@ -35,4 +37,6 @@ pub use config::{
     AccessLog, AdminAccess, Config, ModelDefaults, ModelSettings, PolicySettings, Replays, RetrySettings, Settings,
     Timeouts, TraceHooks,
 };
+pub use relayed::serve_relayed;
 pub use routes::{openapi, router, serve_probes};
+pub use shared::{KeyHash, NotAKeyHash, SharedSettings};

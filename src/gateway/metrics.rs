@@ -44,6 +44,7 @@ pub(crate) struct Metrics {
     pub(crate) affinity_lookups: IntCounterVec,
     pub(crate) policy_branches: IntCounterVec,
     pub(crate) admin_operations: IntCounterVec,
+    pub(crate) relayed: IntCounterVec,
 }
 
 /// Labels of the per-model families, in order.
@@ -188,6 +189,11 @@ impl Metrics {
                 &["policy", "branch"],
             ),
             admin_operations: counter("smg_admin_operations_total", "Admin requests", &["operation", "result"]),
+            relayed: counter(
+                "smg_mesh_relay_requests_total",
+                "Requests handed to a peer (out) and handed on for one (in), each attempt counted, by how they ended",
+                &["direction", "outcome"],
+            ),
         }
     }
 }

@@ -5,6 +5,8 @@
 //!          ─relay→ the caller ─end of the body→ settled: load, permit, breaker, metrics, log, explanation
 //! ```
 //!
+//! A request that a peer hands on enters as `Admitted`, by [`Admitted::from_peer`].
+//!
 //! Dropping the future at any point undoes what was taken: the permit, the load and the breaker's slot are guards, and
 //! dropping a worker's answer ends the connection to it, which the engine sees as an abort.
 
@@ -26,8 +28,9 @@ use crate::{
     plan::Versioned,
     prepare::{self, Prepared},
     relay,
+    relayed::{self, Hop},
     reply::Refusal,
-    trail::Trail,
+    trail::{Caller, Trail},
     transcription,
 };
 
@@ -47,13 +50,23 @@ pub(crate) struct Identified {
 /// A request that may run now, until the permit is dropped.
 pub(crate) struct Admitted {
     pub(crate) identified: Identified,
-    pub(crate) permit: Permit,
+    /// None where a peer has admitted it.
+    pub(crate) permit: Option<Permit>,
+    pub(crate) hop: Option<Hop>,
+}
+
+impl Admitted {
+    /// A request that a peer has identified and admitted. Credentials that are still there are meant for the worker.
+    fn from_peer(received: Received, hop: Hop) -> Self {
+        let identified = Identified { received, credentials: Credentials::Workers };
+        Self { identified, permit: None, hop: Some(hop) }
+    }
 }
 
 /// Takes a request all the way. What it returns is the answer's head; the body goes on by itself.
 pub(crate) async fn serve(gateway: Arc<Gateway>, received: Received) -> Response {
     let current = gateway.settings().clone();
-    let mut trail = Trail::begin(&gateway, &current, &received.head.headers, received.endpoint);
+    let mut trail = Trail::begin(&gateway, &current, &received.head.headers, received.endpoint, Caller::Client);
     let span = trail.span(&received.head.headers);
     let outcome = run(&gateway, &current, received, &mut trail).instrument(span).await;
     match outcome {
@@ -67,6 +80,27 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, received: Received) -> Response
     }
 }
 
+/// The same for a request that a peer hands on: what it knows of the caller is not asked again.
+pub(crate) async fn serve_relayed(gateway: Arc<Gateway>, received: Received, hop: Hop) -> Response {
+    let current = gateway.settings().clone();
+    let caller = Caller::Peer(hop.peer);
+    let mut trail = Trail::begin(&gateway, &current, &received.head.headers, received.endpoint, caller);
+    let span = trail.span(&received.head.headers);
+    let admitted = Admitted::from_peer(received, hop);
+    let outcome = async {
+        refuse_when_closing(&gateway)?;
+        dispatch_admitted(&gateway, &current, admitted, &mut trail).await
+    };
+    let outcome = outcome.instrument(span).await;
+    match outcome {
+        Ok(streaming) => relay::answer(streaming, trail),
+        Err(failure) => {
+            trail.fail(&failure);
+            relayed::refused(&failure)
+        }
+    }
+}
+
 async fn run(
     gateway: &Arc<Gateway>,
     current: &Versioned,
@@ -75,6 +109,15 @@ async fn run(
 ) -> Result<relay::Streaming, Failure> {
     let identified = identify(gateway, current, received)?;
     let admitted = admit(gateway, identified, trail).await?;
+    dispatch_admitted(gateway, current, admitted, trail).await
+}
+
+async fn dispatch_admitted(
+    gateway: &Arc<Gateway>,
+    current: &Versioned,
+    admitted: Admitted,
+    trail: &mut Trail,
+) -> Result<relay::Streaming, Failure> {
     let prepared: Prepared = match admitted.identified.received.endpoint {
         Endpoint::Transcriptions => transcription::prepare(gateway, current, admitted, trail).await?,
         _ => prepare::prepare(gateway, current, admitted, trail).await?,
@@ -89,10 +132,7 @@ fn identify(gateway: &Gateway, current: &Versioned, received: Received) -> Resul
 }
 
 async fn admit(gateway: &Gateway, identified: Identified, trail: &mut Trail) -> Result<Admitted, Failure> {
-    if gateway.shutdown.phase() >= Phase::Closing {
-        return Err(Failure::new(FailureCode::Draining, "the gateway is shutting down")
-            .retry_after(std::time::Duration::from_secs(1)));
-    }
+    refuse_when_closing(gateway)?;
     let permit = gateway.gate.admit().await.map_err(|refused| match refused {
         Refused::QueueFull { retry_after } => {
             Failure::new(FailureCode::QueueFull, "too many requests are waiting already").retry_after(retry_after)
@@ -102,5 +142,13 @@ async fn admit(gateway: &Gateway, identified: Identified, trail: &mut Trail) -> 
         }
     })?;
     trail.admitted();
-    Ok(Admitted { identified, permit })
+    Ok(Admitted { identified, permit: Some(permit), hop: None })
+}
+
+fn refuse_when_closing(gateway: &Gateway) -> Result<(), Failure> {
+    if gateway.shutdown.phase() < Phase::Closing {
+        return Ok(());
+    }
+    Err(Failure::new(FailureCode::Draining, "the gateway is shutting down")
+        .retry_after(std::time::Duration::from_secs(1)))
 }

@@ -108,14 +108,17 @@ impl ModelPlan {
     fn new(model: &ModelId, current: &Versioned, old: Option<&Self>) -> Self {
         let settings = &current.settings;
         let overrides = settings.models.get(model);
-        let policy_settings =
+        let mut policy_settings =
             overrides.and_then(|model| model.policy.clone()).unwrap_or_else(|| settings.defaults.policy.clone());
+        policy_settings.kind = settings.shared.policies.get(model).copied().unwrap_or(policy_settings.kind);
         let retry = overrides.and_then(|model| model.retry).unwrap_or(settings.defaults.retry);
         let timeouts = overrides.and_then(|model| model.timeouts).unwrap_or(settings.defaults.timeouts);
         let PolicySettings { kind, config } = &policy_settings;
         let kept = old.filter(|old| old.policy_settings == policy_settings);
+        let policy = kept.map_or_else(|| Arc::new(Policy::new(*kind, config)), |old| old.policy.clone());
+        policy.set_overrides(settings.shared.sticky.clone());
         Self {
-            policy: kept.map_or_else(|| Arc::new(Policy::new(*kind, config)), |old| old.policy.clone()),
+            policy,
             budget: old
                 .filter(|old| old.retry == retry)
                 .map_or_else(|| Arc::new(budget(&retry)), |old| old.budget.clone()),

@@ -1,6 +1,6 @@
 //! Reading and understanding a request: the body is parsed once, borrowed, for what routing needs and no more.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, header};
@@ -11,7 +11,7 @@ use smg_api::{
     peek::{self, Peek},
 };
 use smg_base::{Timestamp, hash};
-use smg_fleet::{Pool, Snapshot};
+use smg_fleet::{Pool, Relaying, Snapshot};
 use smg_infer::{Failure, FailureCode, Replay};
 use smg_prefix::TextKey;
 use smg_upstream::OutboundBody;
@@ -24,6 +24,7 @@ use crate::{
     edge,
     pipeline::{Admitted, Identified, Received},
     plan::{ModelPlan, Versioned},
+    relayed::Hop,
     trail::{Delivery, Trail},
 };
 
@@ -38,8 +39,10 @@ pub(crate) struct Prepared {
     pub(crate) replay: Replay,
     pub(crate) deadline: Timestamp,
     pub(crate) answer: AnswerSettings,
+    /// Where it comes from, if a peer hands it on.
+    pub(crate) hop: Option<Hop>,
     /// Held until the answer has ended.
-    pub(crate) _permit: Permit,
+    pub(crate) _permit: Option<Permit>,
 }
 
 /// The body as it goes to workers.
@@ -82,7 +85,7 @@ pub(crate) async fn prepare(
     admitted: Admitted,
     trail: &mut Trail,
 ) -> Result<Prepared, Failure> {
-    let Admitted { identified: Identified { received, credentials }, permit } = admitted;
+    let Admitted { identified: Identified { received, credentials }, permit, hop } = admitted;
     let Received { endpoint, head, body } = received;
     let settings = &current.settings;
     expect_json(&head.headers)?;
@@ -108,7 +111,8 @@ pub(crate) async fn prepare(
     let delivery = if stream { Delivery::Stream } else { Delivery::Whole };
     trail.prepared(&plan, delivery, input_tokens);
     let debug_headers = settings.debug_headers && head.headers.contains_key("x-smg-debug");
-    let hide_usage = stream && settings.count_stream_usage && asks_for_usage(endpoint, &peek);
+    // What a peer hands on is as the peer wants it.
+    let hide_usage = stream && settings.count_stream_usage && hop.is_none() && asks_for_usage(endpoint, &peek);
     let hints = Hints {
         stream,
         text,
@@ -128,19 +132,27 @@ pub(crate) async fn prepare(
         endpoint,
         headers,
         payload: Payload::Whole { body, _share: share },
-        deadline: trail.received() + plan.timeouts.request,
+        deadline: trail.received() + time_for(&plan, hop.as_ref()),
         pool,
         plan,
         hints,
         replay,
         answer,
+        hop,
         _permit: permit,
     };
-    prepared.follow(gateway, previous.as_deref());
+    if prepared.hop.is_none() {
+        prepared.follow(gateway, previous.as_deref());
+    }
     Ok(prepared)
 }
 
 impl Prepared {
+    /// Whether a peer may be asked to hand it on.
+    pub(crate) fn relaying(&self) -> Relaying {
+        Hop::relaying(self.hop.as_ref())
+    }
+
     /// A follow-up goes to the worker that holds the response it builds on, unless the caller names one.
     fn follow(&mut self, gateway: &Gateway, previous_response_id: Option<&str>) {
         if let Some(id) = previous_response_id.filter(|_| self.hints.target.is_none()) {
@@ -151,6 +163,11 @@ impl Prepared {
             self.hints.target = known.map(|id| id.to_string());
         }
     }
+}
+
+/// How long the answer may take: what is left of the time that the node with the caller gives it.
+pub(crate) fn time_for(plan: &ModelPlan, hop: Option<&Hop>) -> Duration {
+    hop.and_then(|hop| hop.time_left).unwrap_or(plan.timeouts.request)
 }
 
 fn expect_json(headers: &HeaderMap) -> Result<(), Failure> {
@@ -203,8 +220,7 @@ pub(crate) fn find_pool<'a>(
         }
     }
     if snapshot.workers().is_empty() {
-        return Err(Failure::new(FailureCode::NoWorkers, "no worker is registered")
-            .retry_after(std::time::Duration::from_secs(5)));
+        return Err(Failure::new(FailureCode::NoWorkers, "no worker is registered").retry_after(Duration::from_secs(5)));
     }
     // Engine-native endpoints do not name a model; where there is only one there is nothing to choose.
     if model_is_optional(endpoint, model) && snapshot.models().len() <= 1 {

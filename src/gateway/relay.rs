@@ -124,6 +124,9 @@ fn response_of(mut head: response::Parts, prepared: &Prepared, trail: &Trail) ->
     if prepared.answer.debug_headers {
         debug(headers, prepared, trail);
     }
+    if let Some(worker) = trail.last_worker().filter(|_| trail.is_relayed()) {
+        headers.insert(smg_upstream::relay::WORKER, edge::header_value(&worker.to_string()));
+    }
     response
 }
 
@@ -182,6 +185,7 @@ impl Answering {
         let input = usage.as_ref().map_or(self.prepared.hints.input_tokens, |usage| usage.input_tokens);
         let rates = &self.routed.worker.state.rates;
         if let Some(ttft) = self.trail.engine_ttft().filter(|_| self.prepared.hints.stream) {
+            let ttft = ttft.saturating_sub(self.routed.path_rtt());
             rates.observe_ttft(input.saturating_sub(cached.unwrap_or(0)) + self.routed.load.tokens_ahead(), ttft);
         }
         if let Some(gap) = self.trail.gap_mean() {

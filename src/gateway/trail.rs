@@ -4,9 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use http::HeaderMap;
 use smg_api::{Endpoint, Usage};
-use smg_base::{RequestId, Timestamp, WorkerId};
+use smg_base::{PeerId, RequestId, Timestamp, WorkerId};
+use smg_fleet::Path;
 use smg_infer::{Blame, Dispatched, Failure, FailureCode};
-use smg_routing::{Explanation, NoChoice};
+use smg_routing::{Explanation, NoChoice, PathTaken};
 use tracing::{Span, field};
 
 use crate::{
@@ -27,6 +28,15 @@ pub(crate) enum Delivery {
     Stream,
 }
 
+/// Who sent a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// A client.
+    Client,
+    /// A peer, which counts the request itself.
+    Peer(PeerId),
+}
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
@@ -41,6 +51,7 @@ enum Ending {
 /// The trail of one request. Dropping it settles metrics, log and explanation.
 pub(crate) struct Trail {
     gateway: Arc<Gateway>,
+    caller: Caller,
     endpoint: Endpoint,
     request_id: RequestId,
     id_origin: IdOrigin,
@@ -79,13 +90,25 @@ struct Output {
 }
 
 impl Trail {
-    pub(crate) fn begin(gateway: &Arc<Gateway>, current: &Versioned, headers: &HeaderMap, endpoint: Endpoint) -> Self {
+    pub(crate) fn begin(
+        gateway: &Arc<Gateway>,
+        current: &Versioned,
+        headers: &HeaderMap,
+        endpoint: Endpoint,
+        caller: Caller,
+    ) -> Self {
         let received = gateway.now();
-        let names = &current.settings.request_id_headers;
+        let names = match caller {
+            Caller::Client => &current.settings.request_id_headers[..],
+            Caller::Peer(_) => &[edge::X_REQUEST_ID],
+        };
         let (request_id, id_origin) = edge::request_id(headers, names, endpoint.id_prefix(), &*gateway.random);
-        gateway.metrics.http_in_flight.inc();
+        if caller == Caller::Client {
+            gateway.metrics.http_in_flight.inc();
+        }
         Self {
             gateway: gateway.clone(),
+            caller,
             endpoint,
             request_id,
             id_origin,
@@ -148,6 +171,15 @@ impl Trail {
         &self.gateway
     }
 
+    /// Whether a peer sent the request, which counts it and settles it.
+    pub(crate) fn is_relayed(&self) -> bool {
+        self.caller != Caller::Client
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.gateway.now()
+    }
+
     pub(crate) fn received(&self) -> Timestamp {
         self.received
     }
@@ -158,6 +190,9 @@ impl Trail {
 
     pub(crate) fn body_read(&mut self, bytes: usize) {
         self.body_read = self.gateway.now();
+        if self.is_relayed() {
+            return;
+        }
         #[expect(clippy::cast_precision_loss, reason = "a size for a histogram")]
         self.gateway.metrics.request_bytes.observe(bytes as f64);
     }
@@ -165,11 +200,13 @@ impl Trail {
     /// The request is understood: this is the model it goes to.
     pub(crate) fn prepared(&mut self, plan: &Arc<ModelPlan>, delivery: Delivery, input_tokens: u64) {
         let meters = plan.meters.of(self.endpoint, &self.gateway.metrics);
-        match delivery {
-            Delivery::Stream => meters.streaming.inc(),
-            Delivery::Whole => meters.plain.inc(),
+        if !self.is_relayed() {
+            match delivery {
+                Delivery::Stream => meters.streaming.inc(),
+                Delivery::Whole => meters.plain.inc(),
+            }
+            meters.prepare.observe(self.gateway.now().since(self.admitted).as_secs_f64());
         }
-        meters.prepare.observe(self.gateway.now().since(self.admitted).as_secs_f64());
         if !self.span.is_disabled() {
             self.span.record("gen_ai.request.model", plan.model.as_str());
             self.span.record("otel.name", format!("{} {}", self.endpoint.gen_ai_operation(), plan.model));
@@ -179,20 +216,29 @@ impl Trail {
         self.target = Some(Target { plan: plan.clone(), meters });
     }
 
+    /// Where the request is counted; nowhere if a peer counts it.
     pub(crate) fn meters(&self) -> Option<&EndpointMeters> {
-        self.target.as_ref().map(|target| &*target.meters)
+        self.target.as_ref().filter(|_| !self.is_relayed()).map(|target| &*target.meters)
     }
 
     /// A worker was chosen.
-    pub(crate) fn chosen(&mut self, worker: WorkerId, decision: Box<Explanation>) {
-        let worker = Some(worker);
-        self.attempts.push(AttemptRecord { worker, result: None, dispatched: Dispatched::No.as_str(), decision });
+    pub(crate) fn chosen(&mut self, worker: WorkerId, path: Path, decision: Box<Explanation>) {
+        let path = Some(PathTaken::from(path));
+        let (worker, dispatched) = (Some(worker), Dispatched::No.as_str());
+        self.attempts.push(AttemptRecord { worker, path, instead_of: None, result: None, dispatched, decision });
+    }
+
+    /// The peer took another worker than the one chosen here.
+    pub(crate) fn corrected(&mut self, worker: WorkerId) {
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.instead_of = attempt.worker.replace(worker);
+        }
     }
 
     /// No worker could be chosen.
     pub(crate) fn not_chosen(&mut self, reason: NoChoice, decision: Box<Explanation>) {
         let (result, dispatched) = (Some(reason.as_str()), Dispatched::No.as_str());
-        self.attempts.push(AttemptRecord { worker: None, result, dispatched, decision });
+        self.attempts.push(AttemptRecord { worker: None, path: None, instead_of: None, result, dispatched, decision });
     }
 
     /// The last decision led to no attempt and is made again.
@@ -236,14 +282,23 @@ impl Trail {
         }
     }
 
+    /// The headers under which a peer sees the request and its trace: the id is the caller's own, so that one id leads to what
+    /// both nodes know.
+    pub(crate) fn mark_for_peer(&self, headers: &mut HeaderMap) {
+        headers.insert(edge::X_REQUEST_ID, edge::header_value(self.request_id.as_str()));
+        if self.gateway.config.trace.enabled {
+            (self.gateway.config.trace.inject)(&self.span, headers);
+        }
+    }
+
     /// The request leaves for a worker now.
     pub(crate) fn dispatching(&mut self, now: Timestamp) {
         // Until something is heard, it may have arrived.
         self.attempt_dispatched(Dispatched::Maybe);
         if self.dispatched.is_none() {
             self.dispatched = Some(now);
-            if let Some(target) = &self.target {
-                target.meters.overhead.observe(now.since(self.body_read).as_secs_f64());
+            if let Some(meters) = self.meters() {
+                meters.overhead.observe(now.since(self.body_read).as_secs_f64());
             }
         }
     }
@@ -252,8 +307,8 @@ impl Trail {
     pub(crate) fn first_byte(&mut self, now: Timestamp) {
         self.first_byte = Some(now);
         self.attempt_dispatched(Dispatched::Yes);
-        if let (Some(target), Some(dispatched)) = (&self.target, self.dispatched) {
-            target.meters.dispatch.observe(now.since(dispatched).as_secs_f64());
+        if let (Some(meters), Some(dispatched)) = (self.meters(), self.dispatched) {
+            meters.dispatch.observe(now.since(dispatched).as_secs_f64());
         }
     }
 
@@ -322,8 +377,13 @@ impl Trail {
 impl Drop for Trail {
     fn drop(&mut self) {
         let now = self.gateway.now();
-        self.gateway.metrics.http_in_flight.dec();
-        self.count(now);
+        match self.caller {
+            Caller::Client => {
+                self.gateway.metrics.http_in_flight.dec();
+                self.count(now);
+            }
+            Caller::Peer(_) => self.gateway.metrics.relayed.with_label_values(&["in", self.outcome()]).inc(),
+        }
         self.trace();
         self.log(now);
         self.explain(now);
@@ -426,11 +486,16 @@ impl Trail {
         }
         let model = self.target.as_ref().map_or("", |target| target.plan.model.as_str());
         let worker = self.last_worker().map(field::display);
+        let from_peer = match self.caller {
+            Caller::Client => None,
+            Caller::Peer(peer) => Some(field::display(peer)),
+        };
         let milliseconds = |since: Timestamp, until: Timestamp| until.since(since).as_secs_f64() * 1_000.0;
         tracing::info!(
             target: "smg::access",
             request_id = self.request_id.as_str(),
             endpoint = self.endpoint.label(),
+            from_peer,
             model,
             status = self.status,
             outcome = self.outcome(),
@@ -462,6 +527,10 @@ impl Trail {
         self.gateway.explanations.remember(Box::new(Record {
             request_id: self.request_id.clone(),
             endpoint: self.endpoint.label(),
+            from_peer: match self.caller {
+                Caller::Client => None,
+                Caller::Peer(peer) => Some(PathTaken::Via(peer)),
+            },
             model: self.target.as_ref().map_or_else(String::new, |target| target.plan.model.to_string()),
             streaming: self.delivery == Delivery::Stream,
             received_unix_ms,

@@ -16,7 +16,7 @@ use crate::{
     edge,
     pipeline::{Admitted, Identified, Received},
     plan::Versioned,
-    prepare::{AnswerSettings, Hints, Payload, Prepared, find_pool, is_alias},
+    prepare::{AnswerSettings, Hints, Payload, Prepared, find_pool, is_alias, time_for},
     trail::{Delivery, Trail},
 };
 
@@ -31,7 +31,7 @@ pub(crate) async fn prepare(
     admitted: Admitted,
     trail: &mut Trail,
 ) -> Result<Prepared, Failure> {
-    let Admitted { identified: Identified { received, credentials }, permit } = admitted;
+    let Admitted { identified: Identified { received, credentials }, permit, hop } = admitted;
     let Received { endpoint, head, mut body } = received;
     let settings = &current.settings;
     let limits = Limits { bytes_max: settings.body_bytes_max.0, pause_max: settings.body_timeout };
@@ -80,7 +80,7 @@ pub(crate) async fn prepare(
         endpoint,
         headers,
         payload: if ended { upload.whole() } else { upload.onward() },
-        deadline: trail.received() + plan.timeouts.request,
+        deadline: trail.received() + time_for(&plan, hop.as_ref()),
         pool,
         plan,
         hints,
@@ -90,6 +90,7 @@ pub(crate) async fn prepare(
             debug_headers,
             hide_usage: false,
         },
+        hop,
         _permit: permit,
     })
 }

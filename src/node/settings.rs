@@ -44,6 +44,7 @@ pub(crate) fn gateway(config: &Config) -> Settings {
             timeouts: timeouts(&sections.timeouts),
         },
         models,
+        shared: smg_gateway::SharedSettings::default(),
         access_log: match sections.logging.access_log {
             sections::AccessLog::All => smg_gateway::AccessLog::All,
             sections::AccessLog::Errors => smg_gateway::AccessLog::Errors,

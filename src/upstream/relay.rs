@@ -9,6 +9,7 @@ use std::{io, sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header, uri::PathAndQuery};
 use smg_base::{PeerId, WorkerId};
+use smg_fleet::{Path, Worker};
 use smg_infer::{Dispatched, Failure, FailureCode};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -37,6 +38,9 @@ pub const REFUSED: HeaderName = HeaderName::from_static("x-smg-relay-refused");
 /// In an answer, the code of the failure after the peer had sent the request to a worker.
 pub const FAILED: HeaderName = HeaderName::from_static("x-smg-relay-failed");
 
+/// In a request, that it is meant for the worker as it is, and not for an endpoint of the peer's.
+pub const ERRAND: HeaderName = HeaderName::from_static("x-smg-relay-errand");
+
 /// The way to the peers.
 pub trait Peers: Send + Sync {
     /// Opens a stream to a peer. Dropped before both directions have ended, it is reset, which must never look like an end.
@@ -57,6 +61,22 @@ impl Upstream {
     pub fn with_peers(mut self, peers: Arc<dyn Peers>) -> Self {
         self.peers = Some(peers);
         self
+    }
+
+    /// Sends a request to a worker on a path: the peer passes it on to that worker as it is, or refuses.
+    pub async fn send_on(
+        &self,
+        path: Path,
+        worker: &Worker,
+        mut outbound: Outbound,
+    ) -> Result<Response<ResponseBody>, Failure> {
+        match path {
+            Path::Direct => self.send(worker, outbound).await,
+            Path::Via(via) => {
+                outbound.headers.insert(ERRAND, HeaderValue::from_static("1"));
+                self.send_via(via.peer, worker.id, outbound).await
+            }
+        }
     }
 
     /// Hands a request to `peer`, to be sent to `worker` or to another that it takes for better, and waits for the head of
