@@ -5,10 +5,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 #![allow(clippy::print_stderr, reason = "what a failed test has to say")]
+#![allow(clippy::print_stdout, reason = "what scenarios measured")]
 
 mod edges;
 mod faults;
 mod harness;
+mod mesh;
 mod operation;
 mod passthrough;
 mod resilience;

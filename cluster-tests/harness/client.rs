@@ -1,7 +1,7 @@
 //! A small HTTP/1.1 client that sends exactly the bytes it is given, shows exactly those that come back, and can hang
 //! up in every way.
 
-use std::net::SocketAddr;
+use std::{io, net::SocketAddr};
 
 use serde_json::Value;
 use tokio::{
@@ -180,6 +180,13 @@ impl Connection {
         let stream = within("a connection", TcpStream::connect(address)).await.unwrap();
         stream.set_nodelay(true).unwrap();
         Self { stream, buffer: Vec::new(), rest: Rest::Nothing }
+    }
+
+    /// The same, or why there is none.
+    pub(crate) async fn try_open(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, buffer: Vec::new(), rest: Rest::Nothing })
     }
 
     /// Sends `bytes` as they are.

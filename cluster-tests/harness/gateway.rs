@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
@@ -9,6 +10,7 @@ use std::{
 };
 
 use serde_json::Value;
+use smg_fabric::Host;
 use tempfile::TempDir;
 
 use super::{
@@ -72,34 +74,43 @@ impl Gateway {
     }
 
     fn spawn(flags: &[&str], workers: &[&str], environment: &[(&str, &str)], bare: &[&str]) -> Self {
-        let (port, metrics_port) = (free_port(), free_port());
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let (address, metrics_address) = (local(free_port()), local(free_port()));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_smg"));
+        configure(&mut command, &[flags, &workers_flag(workers)].concat(), environment, bare);
+        Self::started(command, [address, metrics_address], flags, Command::spawn)
+    }
+
+    /// Starts a gateway on a host of a test's network, where its ports are the usual ones, and does not wait for it.
+    pub(crate) fn on_host(host: &Host, flags: &[&str], environment: &[(&str, &str)]) -> Self {
+        let own = host.address().to_string();
+        let flags = [&["--host", &own, "--prometheus-host", &own], flags].concat();
+        let mut command = host.command(env!("CARGO_BIN_EXE_smg"));
+        configure(&mut command, &flags, environment, &[]);
+        let place = |port| SocketAddr::from((host.address(), port));
+        Self::started(command, [place(30_000), place(29_000)], &flags, |command| {
+            host.spawn(std::mem::replace(command, Command::new("true")))
+        })
+    }
+
+    fn started(
+        mut command: Command,
+        [address, metrics_address]: [SocketAddr; 2],
+        flags: &[&str],
+        spawn: impl FnOnce(&mut Command) -> io::Result<Child>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = File::create(folder.path().join("log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_smg"));
-        command.args(["launch", "--port", &port.to_string(), "--prometheus-port", &metrics_port.to_string()]);
-        for (flag, value) in DEFAULTS {
-            let is_given = flags.iter().any(|given| given.split('=').next() == Some(flag));
-            if !is_given && !bare.contains(flag) {
-                command.args([flag, value]);
-            }
-        }
-        command.args(flags);
-        if !workers.is_empty() {
-            command.arg("--worker-urls").args(workers);
-        }
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SMG_") || name.starts_with("OTEL_")) {
-            command.env_remove(name);
-        }
-        command.env_remove("RUST_LOG").envs(environment.iter().copied()).current_dir(folder.path());
+        command.args(["--port", &address.port().to_string()]);
+        command.args(["--prometheus-port", &metrics_address.port().to_string()]);
+        command.current_dir(folder.path());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let key = ["--admin-api-key", "--api-key"].iter().find_map(|flag| value_of(flags, flag));
-        let child = command.spawn().unwrap();
-        Self { child, address: local(port), metrics_address: local(metrics_port), key, folder }
+        Self { child: spawn(&mut command).unwrap(), address, metrics_address, key, folder }
     }
 
     /// Waits until it listens; whether it does, rather than having ended.
-    async fn listens(&mut self) -> bool {
+    pub(crate) async fn listens(&mut self) -> bool {
         wait_for("the gateway to listen or to end", async || {
             if self.child.try_wait().unwrap().is_some() {
                 return Some(false);
@@ -261,6 +272,26 @@ impl Drop for Gateway {
             assert!(!log.contains("panicked at"), "the gateway panicked: {log}");
         }
     }
+}
+
+/// Everything about a gateway's process but its ports, folder and output.
+fn configure(command: &mut Command, flags: &[&str], environment: &[(&str, &str)], bare: &[&str]) {
+    command.arg("launch");
+    for (flag, value) in DEFAULTS {
+        let is_given = flags.iter().any(|given| given.split('=').next() == Some(flag));
+        if !is_given && !bare.contains(flag) {
+            command.args([flag, value]);
+        }
+    }
+    command.args(flags);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SMG_") || name.starts_with("OTEL_")) {
+        command.env_remove(name);
+    }
+    command.env_remove("RUST_LOG").envs(environment.iter().copied());
+}
+
+fn workers_flag<'a>(workers: &[&'a str]) -> Vec<&'a str> {
+    if workers.is_empty() { Vec::new() } else { [&["--worker-urls"], workers].concat() }
 }
 
 /// What follows `flag`.

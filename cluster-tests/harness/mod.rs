@@ -8,6 +8,9 @@ mod client;
 mod cluster;
 mod gateway;
 mod http2;
+mod lab;
+mod load;
+mod nodes;
 mod raw;
 mod wait;
 
@@ -15,5 +18,8 @@ pub(crate) use client::{Answer, Ask, Connection, Event, Head, Piece, ask, events
 pub(crate) use cluster::{Cluster, Stream, engine, on, serving};
 pub(crate) use gateway::{Gateway, free_port};
 pub(crate) use http2::Http2;
+pub(crate) use lab::{Engine, Lab, new_token, skipped};
+pub(crate) use load::{Load, Miss, Plan, Tally};
+pub(crate) use nodes::{Node, agreed, formed, lost, serving_all};
 pub(crate) use raw::{RawAnswer, RawEngine};
-pub(crate) use wait::{PATIENCE, settled, wait_for, within};
+pub(crate) use wait::{PATIENCE, settled, stays, took, wait_for, within};

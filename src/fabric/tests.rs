@@ -2,6 +2,7 @@
 //! test says so and counts as one skipped.
 
 use std::{
+    fs::OpenOptions,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::unix::process::ExitStatusExt,
@@ -23,7 +24,12 @@ fn network() -> Option<Fabric> {
     match Fabric::new(SEED) {
         Ok(fabric) => Some(fabric),
         Err(error) if error.is_lack() => {
-            println!("SKIP 1 test: {error}");
+            let test = std::thread::current().name().unwrap_or("a test").to_owned();
+            println!("SKIP 1 test: {test}: {error}");
+            if let Some(path) = std::env::var_os("SMG_TEST_SKIPS") {
+                let mut file = OpenOptions::new().append(true).create(true).open(path).unwrap();
+                writeln!(file, "{test}: {error}").unwrap();
+            }
             None
         }
         Err(error) => panic!("{error}"),

@@ -1,0 +1,7 @@
+//! Nodes that form a mesh, on a network that breaks.
+
+mod forming;
+mod partitions;
+mod processes;
+mod security;
+mod workers;

@@ -1,0 +1,143 @@
+//! Workers that all nodes share: who may use them, by which way, and that what was removed stays away.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use smg_mock_worker::Outcome;
+
+use crate::harness::{Engine, Lab, Node, Piece, Stream, agreed, formed, lost, on, serving, serving_all, stays, took};
+
+const CHAT: &str = "/v1/chat/completions";
+
+async fn started(lab: &Lab, count: usize, flags: &[&str]) -> Vec<Node> {
+    let mut nodes = lab.nodes(count);
+    for node in &mut nodes {
+        node.tell(flags);
+        node.launch();
+    }
+    for node in &mut nodes {
+        node.answers().await;
+    }
+    formed(&nodes.iter().collect::<Vec<_>>()).await;
+    nodes
+}
+
+/// Every node sends a key to the same worker.
+#[tokio::test]
+async fn nodes_agree_where_keys_go() {
+    for policy in ["consistent_hashing", "manual"] {
+        let Some(lab) = Lab::open(501) else { return };
+        let engines: Vec<Engine> = (0..4).map(|index| lab.engine(&format!("e{index}"))).collect();
+        let urls: Vec<&str> = engines.iter().map(|engine| engine.url.as_str()).collect();
+        let nodes = started(&lab, 3, &["--policy", policy]).await;
+        let all: Vec<&Node> = nodes.iter().collect();
+        // Each node learns of the workers in another order.
+        for (index, url) in urls.iter().enumerate() {
+            nodes[index % 3].add(url).await;
+        }
+        serving_all(&all, &urls).await;
+        let mut used = BTreeSet::new();
+        for number in 0..24 {
+            let key = format!("key-{number}");
+            let place = nodes[number % 3].place(&key).await;
+            for node in &all {
+                assert_eq!(node.place(&key).await, place, "{policy}: {key} at {}", node.name);
+            }
+            used.insert(place);
+        }
+        println!("{policy}: 24 keys on {} of 4 workers, the same from each of 3 nodes", used.len());
+        assert!(used.len() > 1);
+    }
+}
+
+/// A worker that one node reaches serves requests that come to any node: whole, as a stream, and cancelled.
+#[tokio::test]
+async fn a_worker_that_one_node_reaches_serves_all() {
+    let Some(lab) = Lab::open(502) else { return };
+    let engine = lab.engine("e0");
+    let mut nodes = started(&lab, 3, &[]).await;
+    lab.fabric.split(&[&engine.host], &[&nodes[1].host, &nodes[2].host]);
+    nodes[0].add(&engine.url).await;
+    relays(&nodes, &engine).await;
+    // A worker on a node's own machine is such a worker too, once the first is gone.
+    let id = nodes[0].workers().await[&engine.url].clone();
+    nodes[2].remove(&id).await;
+    let beside = lab.engine_beside(&nodes[1], "beside n1");
+    nodes[1].add(&beside.url).await;
+    relays(&[nodes.swap_remove(1), nodes.pop().unwrap(), nodes.pop().unwrap()], &beside).await;
+}
+
+/// Checks the ways through the first of `nodes`, which alone reaches `engine`, the only worker.
+async fn relays(nodes: &[Node], engine: &Engine) {
+    for node in &nodes[1..] {
+        took("the relayed worker to be used", async || node.is_ready().await && node.chat().await.status == 200).await;
+        let direct = nodes[0].chat().await;
+        let relayed = node.chat().await;
+        assert_eq!((direct.status, relayed.status), (200, 200));
+        assert_eq!(direct.field("x-smg-worker"), relayed.field("x-smg-worker"));
+        assert_eq!(relayed.field("x-smg-relay-worker"), None, "what nodes tell each other stays between them");
+
+        // A stream comes event by event, not at its end.
+        let mut stream = node.begin(&on(CHAT, "demo", Stream::Yes).fault("delay=100ms@event:*")).await;
+        assert_eq!(stream.head().await.status, 200);
+        stream.read_until("data: ").await;
+        let running = engine.ledger.count(|entry| serving(entry) && entry.outcome == Outcome::Running);
+        assert_eq!(running, 1, "the stream has begun and has not ended");
+        let (body, is_whole) = stream.rest().await;
+        assert!(is_whole && body.ends_with(b"data: [DONE]\n\n"));
+
+        // A client that hangs up is felt by the worker.
+        let aborted = |engine: &Engine| engine.ledger.count(|entry| entry.outcome == Outcome::Aborted);
+        let before = aborted(engine);
+        let mut stream = node.begin(&on(CHAT, "demo", Stream::Yes).fault("delay=200ms@event:*,endless")).await;
+        stream.head().await;
+        assert!(matches!(stream.piece().await, Piece::Data(_)));
+        stream.close();
+        let felt = took("the worker to feel the hang-up", async || aborted(engine) > before).await;
+        println!("{}: relayed through {}; a hang-up reached the worker after {felt:?}", node.name, nodes[0].name);
+    }
+}
+
+/// A worker removed through any node does not come back with the node that brought it, whether by flag or by API.
+#[tokio::test]
+async fn what_was_removed_stays_away() {
+    let Some(lab) = Lab::open(503) else { return };
+    let (declared, added, kept) = (lab.engine("declared"), lab.engine("added"), lab.engine("kept"));
+    let mut nodes = started(&lab, 3, &[]).await;
+    // Everything of the first node: one worker by flag, one by its API.
+    nodes[0].kill().await;
+    nodes[0].tell(&["--worker-urls", &declared.url, &kept.url]);
+    nodes[0].start().await;
+    formed(&nodes.iter().collect::<Vec<_>>()).await;
+    let id = nodes[0].add(&added.url).await;
+    serving_all(&nodes.iter().collect::<Vec<_>>(), &[&declared.url, &added.url, &kept.url]).await;
+    // One is removed on another node while its own lives, the other while its own is away.
+    nodes[1].remove(&id).await;
+    for node in &nodes {
+        took("the removal to be everywhere", async || !node.workers().await.contains_key(&added.url)).await;
+    }
+    nodes[0].kill().await;
+    lost(&[&nodes[1], &nodes[2]], "n0").await;
+    let id = nodes[1].workers().await[&declared.url].clone();
+    nodes[2].remove(&id).await;
+    nodes[0].start().await;
+    let all: Vec<&Node> = nodes.iter().collect();
+    formed(&all).await;
+    serving_all(&all, &[&kept.url]).await;
+    for node in &nodes {
+        took("only what was not removed to be there", async || node.workers().await.keys().eq([&kept.url])).await;
+    }
+    agreed(&all).await;
+    let span = Duration::from_secs(4);
+    stays("nothing comes back", span, async || {
+        let mut holds = true;
+        for node in &all {
+            holds &= node.workers().await.len() == 1;
+        }
+        holds
+    })
+    .await;
+    println!("removed elsewhere, once while its node lived and once while it was away: gone for {span:?}");
+    // Adding it again is a new decision.
+    nodes[2].add(&declared.url).await;
+    serving_all(&all, &[&declared.url, &kept.url]).await;
+}
