@@ -207,7 +207,7 @@ pub enum Record {
         /// The number.
         u64,
     ),
-    /// A lane begins anew: entries of other epochs are dropped.
+    /// A lane begins anew, under whatever epoch: what the journal held of it is dropped.
     Lane {
         /// Who writes it.
         writer: NodeId,

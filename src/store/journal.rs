@@ -274,9 +274,7 @@ fn apply(on: &Transaction<'_>, row: &Row) -> Result<(), Unwritten> {
         }
         Row::Lane { writer, kind, epoch, collected, version } => {
             let lane = Lane { writer: *writer, kind: *kind, epoch: *epoch, collected: *collected, version: *version };
-            if find_lane(on, *writer, *kind)?.is_some_and(|found| found.epoch != *epoch) {
-                drop_entries(on, *writer, *kind)?;
-            }
+            drop_entries(on, *writer, *kind)?;
             set_lane(on, &lane)?;
         }
         Row::Entry { writer, kind, key, version, value } => {

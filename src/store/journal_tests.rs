@@ -36,12 +36,8 @@ impl Model {
         match row.clone() {
             Row::Boot(boot) => self.boot = Some(boot),
             Row::Lane { writer, kind, epoch, collected, version } => {
-                let lane = self.lanes.entry((writer, kind)).or_default();
-                if lane.epoch != epoch {
-                    lane.entries.clear();
-                }
-                let newest = lane.entries.values().map(|(version, _)| *version).max().unwrap_or(0);
-                (lane.epoch, lane.collected, lane.version) = (epoch, collected, version.max(collected).max(newest));
+                let lane = ModelLane { epoch, collected, version: version.max(collected), ..ModelLane::default() };
+                self.lanes.insert((writer, kind), lane);
             }
             Row::Entry { writer, kind, key, version, value } => {
                 let lane = self.lanes.get_mut(&(writer, kind)).expect("the tests write lanes first");
@@ -100,7 +96,7 @@ fn what_is_appended_is_there_when_opened_again() {
         &[entry(1, "c", 4, Some("z"))],
         &[collect(1, 4), collect(1, 9)],
     ]);
-    // Another epoch, greater or not, begins anew; the same one does not.
+    // A lane begins anew with any epoch, greater, smaller or the same.
     check(&[&[lane(1, 1, 5), entry(1, "a", 1, Some("x"))], &[lane(1, 1, 5)], &[lane(1, 1, 6)]]);
     check(&[&[lane(1, 1, 5), entry(1, "a", 1, Some("x"))], &[lane(1, 1, 4), entry(1, "b", 1, Some("y"))]]);
     // Lanes of other writers and kinds are left alone.

@@ -10,7 +10,7 @@ pub enum Row {
         /// The number.
         u64,
     ),
-    /// A lane begins anew: entries of other epochs are dropped. With the epoch it has, only its figures change.
+    /// A lane begins anew, under whatever epoch: what was there of it is dropped.
     Lane {
         /// Who writes it.
         writer: u128,
