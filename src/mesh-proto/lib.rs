@@ -14,6 +14,7 @@ mod config;
 mod id;
 mod io;
 mod membership;
+mod mesh;
 mod replica;
 mod status;
 mod values;
@@ -25,5 +26,6 @@ pub use io::{
     Batch, Class, CloseCode, Direction, Event, Gone, Input, Member, MemberState, Output, Reach, Record, Refusal,
     Restored, WorkerRow, WriteError,
 };
+pub use mesh::Mesh;
 pub use status::{LaneStatus, PlaneStatus, Status};
 pub use values::{ConfigValue, Digest, EngineFigures, Kind, Ledger, NodeInfo, Op, Verdict, Vote, WorkerAdd};

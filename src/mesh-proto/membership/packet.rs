@@ -71,6 +71,23 @@ pub(crate) fn read_header(mut buf: impl Buf) -> Result<Header<Identity>, PacketE
     Ok(Header { src, src_incarnation, dst, message })
 }
 
+/// How many updates follow a header.
+pub(crate) fn updates(rest: &[u8]) -> usize {
+    rest.first_chunk().map_or(0, |count| usize::from(u16::from_be_bytes(*count)))
+}
+
+/// The members that the updates after a header are about, as far as they can be read.
+pub(crate) fn read_updates(rest: &[u8]) -> Vec<NodeId> {
+    let mut codec = PacketCodec::default();
+    let mut members = rest.get(2..).unwrap_or_default();
+    let mut nodes = Vec::new();
+    for _ in 0..updates(rest) {
+        let Ok(member) = codec.decode_member(&mut members) else { break };
+        nodes.push(member.id().node);
+    }
+    nodes
+}
+
 /// foca's buffer has an end, and writing beyond it panics.
 fn put_all(mut buf: impl BufMut, bytes: &[u8]) -> Result<(), PacketError> {
     if buf.remaining_mut() < bytes.len() {

@@ -3,14 +3,11 @@
 use std::{collections::BTreeMap, num::NonZeroU8, num::NonZeroUsize, time::Duration};
 
 use bytes::Bytes;
-use foca::{AccumulatingRuntime, Foca, Member, NoCustomBroadcast, OwnedNotification, PeriodicParams, State, Timer};
+use foca::{AccumulatingRuntime, Foca, Member, NoCustomBroadcast, OwnedNotification, PeriodicParams, Timer};
 use rand::{SeedableRng as _, rngs::SmallRng};
 use smg_base::Timestamp;
 
-use super::{
-    identity::Identity,
-    packet::PacketCodec,
-};
+use super::{identity::Identity, packet::PacketCodec};
 use crate::{NodeId, Timers};
 
 /// Longest packet: room for the news of a whole cluster that starts at once.
@@ -196,11 +193,6 @@ impl Swim {
 pub(crate) enum Spread {
     Gossip,
     Quiet,
-}
-
-/// A member that is dead in this identity.
-pub(crate) fn down(identity: Identity, incarnation: u16) -> Member<Identity> {
-    Member::new(identity, incarnation, State::Down)
 }
 
 fn configuration(timers: &Timers) -> foca::Config {

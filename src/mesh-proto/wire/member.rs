@@ -35,6 +35,8 @@ pub(crate) struct Hello {
     pub(crate) software: String,
     /// How far it has come.
     pub(crate) start: Start,
+    /// Since when this run of it is there: of two with one name the older stays.
+    pub(crate) age_ms: u64,
     /// What the sender knows of the receiver's past; none if nothing.
     pub(crate) holds: Option<Holds>,
     /// The run of the receiver that had the boot in `holds`, if known.
