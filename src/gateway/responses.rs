@@ -10,7 +10,7 @@ use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt;
 use smg_api::Family;
 use smg_base::RequestId;
-use smg_fleet::Worker;
+use smg_fleet::{Path as WorkerPath, Worker};
 use smg_infer::{Failure, FailureCode};
 use smg_upstream::{Outbound, OutboundBody};
 use tokio::time::timeout;
@@ -140,7 +140,8 @@ impl Errand {
             headers: self.headers.clone(),
             body: OutboundBody::Full(self.body.clone()),
         };
-        let answer = timeout(PATIENCE, gateway.upstream.send(worker, outbound)).await;
+        let path = worker.path(gateway.now()).unwrap_or(WorkerPath::Direct);
+        let answer = timeout(PATIENCE, gateway.upstream.send_on(path, worker, outbound)).await;
         let response = answer.map_err(|_| {
             Failure::new(FailureCode::UpstreamTimeout, "the worker that holds the response does not answer")
         })??;

@@ -63,20 +63,27 @@ impl Upstream {
         self
     }
 
-    /// Sends a request to a worker on a path: the peer passes it on to that worker as it is, or refuses.
+    /// Sends a request to a worker on a path; a peer passes it on as it is, to that worker or to none.
     pub async fn send_on(
         &self,
         path: Path,
         worker: &Worker,
-        mut outbound: Outbound,
+        outbound: Outbound,
     ) -> Result<Response<ResponseBody>, Failure> {
         match path {
             Path::Direct => self.send(worker, outbound).await,
-            Path::Via(via) => {
-                outbound.headers.insert(ERRAND, HeaderValue::from_static("1"));
-                self.send_via(via.peer, worker.id, outbound).await
-            }
+            Path::Via(via) => self.send_errand(via.peer, worker, outbound).await,
         }
+    }
+
+    pub(crate) async fn send_errand(
+        &self,
+        peer: PeerId,
+        worker: &Worker,
+        mut outbound: Outbound,
+    ) -> Result<Response<ResponseBody>, Failure> {
+        outbound.headers.insert(ERRAND, HeaderValue::from_static("1"));
+        self.send_via(peer, worker.id, outbound).await
     }
 
     /// Hands a request to `peer`, to be sent to `worker` or to another that it takes for better, and waits for the head of

@@ -11,7 +11,7 @@ use futures_util::{StreamExt, stream};
 use http::{HeaderMap, Method, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use serde_json::{Value, json};
-use smg_fleet::{EngineLoad, Offer, Worker};
+use smg_fleet::{EngineLoad, Offer, Path, Worker};
 use smg_infer::{Failure, FailureCode};
 use smg_upstream::{Outbound, OutboundBody, admin, load};
 use tokio::time::timeout;
@@ -90,7 +90,8 @@ async fn ask(
     patience: Duration,
 ) -> Result<(StatusCode, HeaderMap, Bytes), Failure> {
     let asked = async {
-        let (head, body) = gateway.upstream.send(worker, outbound).await?.into_parts();
+        let path = worker.path(gateway.now()).unwrap_or(Path::Direct);
+        let (head, body) = gateway.upstream.send_on(path, worker, outbound).await?.into_parts();
         let whole = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
         let body = whole
             .map_err(|_| Failure::new(FailureCode::UpstreamCut, "the worker's answer broke off or is too large"))?;

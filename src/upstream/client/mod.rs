@@ -14,7 +14,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use smg_base::WorkerId;
-use smg_fleet::{Origin, Worker, WorkerUrl};
+use smg_fleet::{DirectPath, Origin, Worker, WorkerUrl};
 use smg_infer::{Dispatched, Failure, FailureCode};
 use smg_runtime::{Phase, Shutdown, metrics::Registrar};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -118,7 +118,14 @@ impl Upstream {
     ///
     /// A failure says whether the worker may have got the request: `no` if not a byte was sent, `maybe` otherwise. A
     /// request that found its connection closed before anything was written is sent again here, over another one.
+    ///
+    /// A worker whose URL means something only on another machine is asked through the peer that reaches it.
     pub async fn send(&self, worker: &Worker, outbound: Outbound) -> Result<Response<ResponseBody>, Failure> {
+        if worker.direct() == DirectPath::Forbidden {
+            let via =
+                worker.via().ok_or_else(|| Failure::new(FailureCode::ConnectFailed, "no peer reaches the worker"))?;
+            return self.send_errand(via.peer, worker, outbound).boxed().await;
+        }
         let destination = self.destination(worker);
         let request = destination.request(outbound, worker.engine())?;
         self.inner.send(&destination, request).await

@@ -142,8 +142,7 @@ impl Prober {
         }
         let snapshot = self.fleet.snapshot().clone();
         for worker in snapshot.workers() {
-            let may_ask = worker.status() == Status::Ready && worker.direct() == DirectPath::Allowed;
-            if may_ask && self.wants_detection(worker, now) {
+            if may_ask(worker) && self.wants_detection(worker, now) {
                 self.enqueue(Job { worker: worker.clone(), kind: Kind::Detect });
             }
         }
@@ -230,6 +229,14 @@ impl Prober {
         let next = self.fleet.next_probe_at(now).map_or(TICK, |at| at.since(now));
         // Never zero: a worker that is due and has a job waiting would make the loop spin.
         next.clamp(Duration::from_millis(1), TICK)
+    }
+}
+
+/// Whether a worker can be asked what it is without being probed: it is well, or a peer that reaches it asks it for us.
+fn may_ask(worker: &Worker) -> bool {
+    match worker.direct() {
+        DirectPath::Allowed => worker.status() == Status::Ready,
+        DirectPath::Forbidden => worker.status() != Status::Draining && worker.via().is_some(),
     }
 }
 

@@ -1,0 +1,7 @@
+//! Gateways as their callers and peers see them.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
+
+mod relayed;
+mod shared;
+mod support;
