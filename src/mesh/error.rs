@@ -119,7 +119,9 @@ pub enum DialError {
     #[error("the peer's certificate is from another authority: are the mesh tokens, or --mesh-ca, the same on both?")]
     OtherAuthority,
     /// The other side does not accept this node's certificate, or does not say why it closed.
-    #[error("the peer refuses this node's certificate: are the mesh token, or --mesh-ca, and the cluster the same on both?")]
+    #[error(
+        "the peer refuses this node's certificate: are the mesh token, or --mesh-ca, and the cluster the same on both?"
+    )]
     Refused,
     /// The other side's certificate is not one of this cluster.
     #[error("{0}")]

@@ -183,7 +183,9 @@ mod tests {
 
     #[test]
     fn names_survive_their_way_through_a_certificate() {
-        for (cluster, name) in [("smg", "a"), ("eu-1", "host.example-39528"), ("a/b%", "x:y [z]".trim_end()), ("~", "/")] {
+        for (cluster, name) in
+            [("smg", "a"), ("eu-1", "host.example-39528"), ("a/b%", "x:y [z]".trim_end()), ("~", "/")]
+        {
             let identity = Identity { cluster: cluster.to_owned(), name: name.replace(' ', "_") };
             let made = certificate(&["https://elsewhere/", &identity.to_string()]);
             assert_eq!(Identity::of(&made), Ok(identity));
@@ -215,9 +217,12 @@ mod tests {
 
     #[test]
     fn the_end_of_a_certificate_is_read() {
-        for (year, month, day, seconds) in
-            [(2031, 3, 1, 1_930_089_600), (2049, 12, 31, 2_524_521_600), (2050, 1, 1, 2_524_608_000), (2400, 2, 29, 13_574_563_200)]
-        {
+        for (year, month, day, seconds) in [
+            (2031, 3, 1, 1_930_089_600),
+            (2049, 12, 31, 2_524_521_600),
+            (2050, 1, 1, 2_524_608_000),
+            (2400, 2, 29, 13_574_563_200),
+        ] {
             let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key");
             let mut params = rcgen::CertificateParams::default();
             params.not_after = rcgen::date_time_ymd(year, month, day);

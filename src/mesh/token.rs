@@ -90,7 +90,9 @@ impl Keys {
 
     /// Its nonce is a keyed hash of the text, so this cipher's resistance to repeated nonces is a second line only.
     fn sealing(&self) -> LessSafeKey {
-        LessSafeKey::new(UnboundKey::new(&AES_256_GCM_SIV, &self.derive(&[b"seal"])).expect("the key has the right length"))
+        LessSafeKey::new(
+            UnboundKey::new(&AES_256_GCM_SIV, &self.derive(&[b"seal"])).expect("the key has the right length"),
+        )
     }
 
     fn derive(&self, purpose: &[&[u8]]) -> [u8; KEY_BYTES] {
