@@ -34,6 +34,16 @@ pub(super) struct Target {
     pub(super) output: output::Form,
 }
 
+impl Target {
+    /// The gateway at `url`, with its admin key if it has one.
+    #[cfg(feature = "lab")]
+    pub(super) fn of(url: &str, key: Option<&Secret>) -> Result<Self, String> {
+        let url = url.parse().map_err(|_| format!("{url} is not the URL of a gateway"))?;
+        let api_key = key.map(|key| key.expose().to_owned());
+        Ok(Self { url, api_key, ca_cert: None, output: output::Form::Table })
+    }
+}
+
 /// Why a gateway gave no good answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {

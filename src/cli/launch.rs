@@ -1,7 +1,5 @@
 //! Starting a gateway.
 
-use std::net::SocketAddr;
-
 use smg_node::{
     Node,
     config::{Config, Inputs},
@@ -27,14 +25,4 @@ pub(super) fn runtime(config: &Config) -> Result<tokio::runtime::Runtime, Failur
         builder.worker_threads(threads.get());
     }
     builder.enable_all().build().map_err(Failure::system("start the runtime"))
-}
-
-/// Serves until told to end. `on_ready` is called once, with the traffic address, when requests are served.
-pub(super) async fn serve(
-    config: Config,
-    inputs: Inputs,
-    on_ready: impl FnOnce(SocketAddr) + Send,
-) -> Result<(), Failure> {
-    let node = Node::build(config, inputs, Vec::new()).await.map_err(|error| Failure::Launch(error.into()))?;
-    node.run(on_ready).await.map_err(|error| Failure::Launch(error.into()))
 }

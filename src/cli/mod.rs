@@ -11,6 +11,7 @@ mod config;
 mod demo;
 mod explain;
 mod launch;
+mod mesh;
 mod metrics;
 #[cfg(feature = "lab")]
 mod mock_worker;
@@ -47,6 +48,9 @@ enum Verb {
     /// List, add, drain and remove the workers of a running gateway.
     #[command(subcommand)]
     Workers(workers::Verb),
+    /// Look at the mesh of a running gateway, make a secret for a new one, take a node out.
+    #[command(subcommand)]
+    Mesh(mesh::Verb),
     /// Tell why a request went where it went.
     Explain(explain::Args),
     /// Say what a gateway measures.
@@ -154,6 +158,7 @@ fn dispatch(matches: &ArgMatches) -> Result<(), Failure> {
         }
         Some(Verb::Config(verb)) => config::run(&verb, &inputs()),
         Some(Verb::Workers(verb)) => workers::run(verb),
+        Some(Verb::Mesh(verb)) => mesh::run(&verb),
         Some(Verb::Explain(args)) => explain::run(&args),
         Some(Verb::Metrics(verb)) => metrics::run(&verb),
         Some(Verb::Completions(args)) => completions::run(&args),

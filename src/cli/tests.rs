@@ -138,6 +138,33 @@ fn commands_about_workers_ask_the_admin_api() {
 }
 
 #[test]
+fn commands_about_the_mesh_ask_the_admin_api() {
+    let answers: &'static [_] = Box::leak(Box::new([
+        ("200 OK", r#"{"name":"a","members":{"alive":1,"total":1},"planes":[]}"#),
+        ("200 OK", r#"{"members":[{"name":"a","state":"alive","rtt_ms":null}]}"#),
+        ("200 OK", r#"{"members":[]}"#),
+        ("200 OK", r#"{"workers":[{"id":"w-1","votes":{"a":"up","b":"unreachable"}}]}"#),
+        ("202 Accepted", r#"{"status":"draining"}"#),
+        ("200 OK", r#"{"status":"left"}"#),
+    ]));
+    let (url, asked) = gateway(answers);
+    for verb in ["status", "members --output json", "workers", "drain", "leave"] {
+        run_words(&format!("smg mesh {verb} --url {url} --api-key k"))
+            .unwrap_or_else(|failure| panic!("{verb}: {failure}"));
+    }
+    let expected = [
+        "GET /mesh/status HTTP/1.1 Bearer k ",
+        "GET /mesh/members HTTP/1.1 Bearer k ",
+        "GET /mesh/members HTTP/1.1 Bearer k ",
+        "GET /mesh/workers HTTP/1.1 Bearer k ",
+        "POST /mesh/drain HTTP/1.1 Bearer k ",
+        "POST /mesh/leave HTTP/1.1 Bearer k ",
+    ];
+    assert_eq!(asked.join().expect("the gateway ends"), expected);
+    run_words("smg mesh token").expect("it needs nothing");
+}
+
+#[test]
 fn a_drain_can_be_waited_for() {
     let check = |last: &'static str, wait: &str| {
         let answers = Box::leak(Box::new([("202 Accepted", "{}"), ("200 OK", r#"{"load":2}"#), (last, "{}")]));

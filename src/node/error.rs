@@ -42,6 +42,29 @@ pub enum Error {
     /// The aliases contradict each other. Nothing was started.
     #[error("model aliases: {0}")]
     Aliases(FleetError),
+    /// The mesh cannot start. Nothing was started.
+    #[error(transparent)]
+    Mesh(#[from] smg_mesh::Error),
+    /// What the mesh remembers cannot be read or kept. Nothing was started.
+    #[error(transparent)]
+    Journal(#[from] smg_store::Error),
+    /// The name under which other nodes are to reach this one leads nowhere. Nothing was started.
+    #[error("--mesh-advertise-host {host}: {reason}")]
+    NoAddress {
+        /// The name.
+        host: String,
+        /// Why.
+        reason: String,
+    },
+    /// Nothing tells under which address other nodes reach this one. Nothing was started.
+    #[error("no route tells which address of this machine other nodes reach; say --mesh-advertise-host")]
+    NoRoute,
+    /// The other nodes refuse this one.
+    #[error("the mesh refuses this node: {0}")]
+    Refused(
+        /// Why.
+        String,
+    ),
     /// A part that cannot be done without ended.
     #[error("the node cannot go on: {0}")]
     Task(Fault),

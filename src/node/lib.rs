@@ -1,12 +1,14 @@
 //! A whole node: its configuration, and how its parts are put together, run and drained.
 //!
 //! `node` builds every service from the configuration, joins them, and stops them in order; `settings` turns what the
-//! operator wrote into what each part understands; `reload` does so again while the node runs. Nothing here handles a
-//! request.
+//! operator wrote into what each part understands; `reload` does so again while the node runs. `mesh` makes the node one of
+//! several. Nothing here handles a request.
 
 pub mod config;
 mod error;
 mod fleet_metrics;
+mod live;
+mod mesh;
 mod node;
 mod reload;
 mod settings;
@@ -14,3 +16,4 @@ mod signals;
 
 pub use error::Error;
 pub use node::{Node, metrics_reference};
+pub use smg_mesh::new_token as new_mesh_token;

@@ -23,6 +23,8 @@ use crate::{
     config::{Config, Inputs},
     error::Error,
     fleet_metrics::{self, EngineLoads},
+    live::Live,
+    mesh::{self, Mesh},
     reload, settings, signals,
 };
 
@@ -30,35 +32,49 @@ use crate::{
 pub struct Node {
     config: Config,
     inputs: Inputs,
-    gateway: Arc<Gateway>,
-    gate: Arc<Gate>,
-    fleet: Arc<Fleet>,
-    upstream: Upstream,
-    clock: Arc<dyn Clock>,
+    services: Services,
     registrar: Registrar,
     telemetry: Telemetry,
-    shutdown: Shutdown,
-    tasks: Tasks,
     tls: Option<ServerTls>,
     sockets: Sockets,
+    mesh: Option<Mesh>,
     files: reload::Content,
     hangup: Signal,
 }
 
+/// What the tasks of a node share.
+#[derive(Clone)]
+struct Services {
+    gateway: Arc<Gateway>,
+    gate: Arc<Gate>,
+    fleet: Arc<Fleet>,
+    upstream: Upstream,
+    live: Arc<Live>,
+    clock: Arc<dyn Clock>,
+    shutdown: Shutdown,
+    tasks: Tasks,
+}
+
+/// What is left to look after while the tasks run.
+struct Running {
+    telemetry: Telemetry,
+    mesh: Option<mesh::Running>,
+}
+
 /// How long the announcement waits for a worker.
 const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long other nodes may take to learn that this one drains.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long other nodes may take to learn that this one leaves.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The ports of a node.
 struct Sockets {
     traffic: TcpListener,
     metrics: TcpListener,
     probes: Option<std::net::TcpListener>,
-}
-
-/// Metrics shown by every node are registered here, so that the reference page and a running node cannot differ.
-struct Instruments {
-    registrar: Registrar,
-    listener: ListenerMetrics,
 }
 
 impl Node {
@@ -69,7 +85,11 @@ impl Node {
         // Before anything can be seen of the node: a change that somebody makes from then on is noticed.
         let files = reload::content(&config).await;
         let hangup = signals::reload().map_err(Error::io("listen for signals"))?;
-        let name = config.sections.node.node_name.clone().unwrap_or_else(host_name);
+        let host_name = host_name();
+        let name = match config.sections.mesh.enable_mesh {
+            true => mesh::name(&config, &host_name),
+            false => config.sections.node.node_name.clone().unwrap_or_else(|| host_name.clone()),
+        };
         let telemetry = smg_telemetry::init(&settings::telemetry(&config, &name))?;
         for warning in &config.warnings {
             tracing::warn!(%warning, "configuration");
@@ -79,45 +99,26 @@ impl Node {
             buckets => Registrar::with_duration_buckets(buckets),
         };
         let tls = load_tls(&config)?;
-        let shutdown = Shutdown::new();
-        let tasks = Tasks::new(shutdown.clone());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let upstream = Upstream::new(&settings::upstream(&config), &registrar)?;
-        let fleet = Arc::new(Fleet::new(settings::fleet(&config)));
-        let gate = Arc::new(Gate::new(settings::admission(&config), clock.clone(), &registrar));
-        let parts = Parts {
-            fleet: fleet.clone(),
-            upstream: upstream.clone(),
-            gate: gate.clone(),
-            clock: clock.clone(),
-            random: Arc::new(entropy()),
-            shutdown: shutdown.clone(),
-            registrar: registrar.clone(),
-            cluster: None,
-        };
-        let trace = telemetry.trace_hooks();
-        let enabled = config.sections.tracing.enable_trace;
-        let hooks = TraceHooks { enabled, adopt: trace.adopt, inject: trace.inject };
-        let gateway = Gateway::new(settings::gateway_start(&config, hooks), settings::gateway(&config), parts);
+        let scope = mesh::scope(&config, &host_name);
+        let fleet = Arc::new(Fleet::new(settings::fleet(&config, scope.clone())));
         add_workers(&fleet, &config, &*clock)?;
         let sockets = bind(&config, inherited).await?;
-        Ok(Self {
-            config,
-            inputs,
-            gateway,
-            gate,
-            fleet,
-            upstream,
-            clock,
-            registrar,
-            telemetry,
-            shutdown,
-            tasks,
-            tls,
-            sockets,
-            files,
-            hangup,
-        })
+        let mesh = if config.sections.mesh.enable_mesh {
+            let around = mesh::Surroundings {
+                env: &inputs.env,
+                host_name,
+                traffic: sockets.traffic.local_addr().map_err(Error::io("read the traffic port's address"))?,
+                clock: clock.clone(),
+                registrar: &registrar,
+            };
+            let parts = mesh::open(&config, around).await?;
+            Some(Mesh::new(parts, fleet.clone(), clock.clone(), scope.unwrap_or_default()))
+        } else {
+            None
+        };
+        let services = Services::build(&config, &telemetry, &registrar, fleet, clock, mesh.as_ref())?;
+        Ok(Self { config, inputs, services, registrar, telemetry, tls, sockets, mesh, files, hangup })
     }
 
     /// The address of the traffic port.
@@ -127,7 +128,7 @@ impl Node {
 
     /// The order of stopping, for whoever runs the node inside another program.
     pub fn shutdown(&self) -> &Shutdown {
-        &self.shutdown
+        &self.services.shutdown
     }
 
     /// Serves until a signal, or a part that cannot be done without, ends it. Returns when everything has stopped.
@@ -135,13 +136,11 @@ impl Node {
     pub async fn run(self, on_ready: impl FnOnce(SocketAddr) + Send) -> Result<(), Error> {
         let grace = self.config.sections.node.shutdown_grace_period_secs;
         let delay = self.config.sections.node.drain_delay.min(grace / 2);
-        let shutdown = self.shutdown.clone();
-        let tasks = self.tasks.clone();
+        let Services { shutdown, tasks, fleet, clock, .. } = self.services.clone();
         let notifier = Arc::new(systemd::Notifier::from_env());
         let mut signals = signals::Stop::listen().map_err(Error::io("listen for signals"))?;
         let address = self.address().map_err(Error::io("read the traffic port's address"))?;
-        let (fleet, clock) = (self.fleet.clone(), self.clock.clone());
-        let telemetry = self.start(&notifier)?;
+        let Running { telemetry, mesh } = self.start(&notifier)?;
         let announced = async {
             let _late = tokio::time::timeout(ANNOUNCE_PATIENCE, some_worker(&fleet, &*clock)).await;
             on_ready(address);
@@ -155,17 +154,29 @@ impl Node {
         tracing::info!(cause, drain_delay_s = delay.as_secs_f32(), grace_s = grace.as_secs_f32(), "draining");
         shutdown.advance(Phase::Draining);
         log_refused(notifier.stopping());
-        // Load balancers need time to see that this node is not ready; a second signal cuts it short.
-        if !delay.is_zero() {
-            tokio::select! {
-                () = tokio::time::sleep(delay) => {}
-                _ = signals.next() => {}
-                () = shutdown.reached(Phase::Closing) => {}
+        let told = async {
+            if let Some(mesh) = &mesh {
+                let _late = tokio::time::timeout(DRAIN_PATIENCE, mesh.cluster.drain()).await;
             }
+        };
+        // Load balancers need time to see that this node is not ready; a second signal cuts it short.
+        let waited = async { tokio::join!(told, tokio::time::sleep(delay)) };
+        tokio::select! {
+            _ = waited => {}
+            _ = signals.next() => {}
+            () = shutdown.reached(Phase::Closing) => {}
         }
         shutdown.advance(Phase::Closing);
+        let ended = async {
+            tasks.settle(grace - delay).await;
+            // Only now: requests that peers had sent here, and that this node had sent through them, went on until here.
+            if let Some(mesh) = &mesh {
+                let _late = tokio::time::timeout(LEAVE_PATIENCE, mesh.cluster.leave()).await;
+            }
+            tasks.finish(Duration::ZERO).await
+        };
         let stragglers = tokio::select! {
-            stragglers = tasks.finish(grace - delay) => stragglers,
+            stragglers = ended => stragglers,
             _ = signals.next() => vec!["a second signal came".to_owned()],
         };
         if !stragglers.is_empty() {
@@ -174,62 +185,25 @@ impl Node {
         shutdown.advance(Phase::Stopped);
         tracing::info!("stopped");
         telemetry.shutdown();
-        match tasks.fault() {
-            Some(fault) => Err(Error::Task(fault)),
-            None => Ok(()),
+        match (tasks.fault(), mesh.and_then(|mesh| mesh.refusal())) {
+            (Some(fault), _) => Err(Error::Task(fault)),
+            (None, Some(refusal)) => Err(Error::Refused(refusal)),
+            (None, None) => Ok(()),
         }
     }
 
     /// Starts every task.
-    fn start(self, notifier: &Arc<systemd::Notifier>) -> Result<Telemetry, Error> {
-        let Self {
-            config,
-            inputs,
-            gateway,
-            gate,
-            fleet,
-            upstream,
-            clock,
-            registrar,
-            telemetry,
-            shutdown,
-            tasks,
-            tls,
-            sockets,
-            files,
-            hangup,
-        } = self;
+    fn start(self, notifier: &Arc<systemd::Notifier>) -> Result<Running, Error> {
+        let Self { config, inputs, services, registrar, telemetry, tls, sockets, mesh, files, hangup } = self;
+        let Services { gateway, live, shutdown, tasks, .. } = services.clone();
         let address = sockets.traffic.local_addr().map_err(Error::io("read the traffic port's address"))?;
         tasks.observe(&registrar);
         telemetry.observe(&registrar);
-        let engine_loads = if config.sections.fleet.engine_metrics { EngineLoads::Shown } else { EngineLoads::Hidden };
-        fleet_metrics::register(&registrar, &fleet, &gateway, clock.clone(), engine_loads);
-        let instruments = Instruments { listener: ListenerMetrics::new(&registrar), registrar: registrar.clone() };
-
-        let hooks = probe::Hooks {
-            remove_unhealthy: config.sections.health.remove_unhealthy_workers,
-            on_removed: {
-                let gateway = gateway.clone();
-                Box::new(move |worker| gateway.forget_worker(worker))
-            },
-        };
-        tasks.spawn(
-            TaskKind::Prober,
-            "prober",
-            probe::run_prober(fleet.clone(), upstream.clone(), clock.clone(), shutdown.clone(), hooks),
-        );
-        tasks.spawn(TaskKind::Sweeper, "connection sweeper", upstream.clone().run_sweeper(shutdown.clone()));
-        let interval = config.sections.fleet.load_monitor_interval;
-        if !interval.is_zero() {
-            let monitor = load::run_load_monitor(fleet.clone(), upstream, clock.clone(), shutdown.clone(), interval);
-            tasks.spawn(TaskKind::LoadMonitor, "load monitor", monitor);
-        }
-        let drain_patience = config.sections.health.worker_drain_timeout;
-        tasks.spawn(TaskKind::Sweeper, "sweeper", sweep(gateway.clone(), drain_patience, shutdown.clone()));
-        tasks.spawn(TaskKind::Background, "vitals", {
-            let (registrar, shutdown) = (registrar.clone(), shutdown.clone());
-            async move { vitals::beat(&registrar, shutdown).await }
-        });
+        services.register(&config, &registrar);
+        services.start_upkeep(&config, &registrar);
+        let mesh = mesh.map(|mesh| mesh.start(&gateway, &live, &config, &tasks));
+        let reload_metrics = reload::ReloadMetrics::new(&registrar);
+        let listener_metrics = ListenerMetrics::new(&registrar);
         let serve_metrics = smg_telemetry::serve_metrics(sockets.metrics, registrar, shutdown.clone());
         tasks.spawn(TaskKind::MetricsServer, "metrics server", async move {
             if let Err(error) = serve_metrics.await {
@@ -242,12 +216,14 @@ impl Node {
         let reloader = reload::Reloader {
             inputs,
             gateway: gateway.clone(),
-            gate,
-            fleet,
-            clock,
+            live,
+            declare: mesh.as_ref().map(|mesh| mesh.declare.clone()),
+            gate: services.gate,
+            fleet: services.fleet,
+            clock: services.clock,
             tls: tls.clone(),
             level: telemetry.handle(),
-            metrics: reload::ReloadMetrics::new(&instruments.registrar),
+            metrics: reload_metrics,
             seen: files,
             hangup,
             config: config.clone(),
@@ -263,7 +239,7 @@ impl Node {
             router: router(gateway),
             config: settings::listener(&config),
             tls,
-            metrics: instruments.listener,
+            metrics: listener_metrics,
             shutdown,
             tasks: tasks.clone(),
         };
@@ -276,7 +252,75 @@ impl Node {
             "serving"
         );
         log_refused(notifier.ready());
-        Ok(telemetry)
+        Ok(Running { telemetry, mesh })
+    }
+}
+
+impl Services {
+    fn build(
+        config: &Config,
+        telemetry: &Telemetry,
+        registrar: &Registrar,
+        fleet: Arc<Fleet>,
+        clock: Arc<dyn Clock>,
+        mesh: Option<&Mesh>,
+    ) -> Result<Self, Error> {
+        let shutdown = Shutdown::new();
+        let upstream = Upstream::new(&settings::upstream(config), registrar)?;
+        let upstream = match mesh {
+            Some(mesh) => upstream.with_peers(mesh.peers()),
+            None => upstream,
+        };
+        let gate = Arc::new(Gate::new(settings::admission(config), clock.clone(), registrar));
+        let parts = Parts {
+            fleet: fleet.clone(),
+            upstream: upstream.clone(),
+            gate: gate.clone(),
+            clock: clock.clone(),
+            random: Arc::new(entropy()),
+            shutdown: shutdown.clone(),
+            registrar: registrar.clone(),
+            cluster: mesh.map(Mesh::cluster),
+        };
+        let trace = telemetry.trace_hooks();
+        let enabled = config.sections.tracing.enable_trace;
+        let hooks = TraceHooks { enabled, adopt: trace.adopt, inject: trace.inject };
+        let gateway = Gateway::new(settings::gateway_start(config, hooks), settings::gateway(config), parts);
+        let live = Arc::new(Live::new(gateway.clone(), fleet.clone(), config));
+        let tasks = Tasks::new(shutdown.clone());
+        Ok(Self { gateway, gate, fleet, upstream, live, clock, shutdown, tasks })
+    }
+
+    fn register(&self, config: &Config, registrar: &Registrar) {
+        let engine_loads = if config.sections.fleet.engine_metrics { EngineLoads::Shown } else { EngineLoads::Hidden };
+        fleet_metrics::register(registrar, &self.fleet, &self.gateway, self.clock.clone(), engine_loads);
+    }
+
+    /// Starts what keeps the node's view of its workers fresh, and itself tidy.
+    fn start_upkeep(&self, config: &Config, registrar: &Registrar) {
+        let Self { gateway, fleet, upstream, clock, shutdown, tasks, .. } = self.clone();
+        let hooks = probe::Hooks {
+            remove_unhealthy: config.sections.health.remove_unhealthy_workers,
+            on_removed: {
+                let gateway = gateway.clone();
+                Box::new(move |worker| gateway.forget_worker(worker))
+            },
+        };
+        tasks.spawn(
+            TaskKind::Prober,
+            "prober",
+            probe::run_prober(fleet.clone(), upstream.clone(), clock.clone(), shutdown.clone(), hooks),
+        );
+        tasks.spawn(TaskKind::Sweeper, "connection sweeper", upstream.clone().run_sweeper(shutdown.clone()));
+        let interval = config.sections.fleet.load_monitor_interval;
+        if !interval.is_zero() {
+            let monitor = load::run_load_monitor(fleet, upstream, clock, shutdown.clone(), interval);
+            tasks.spawn(TaskKind::LoadMonitor, "load monitor", monitor);
+        }
+        let drain_patience = config.sections.health.worker_drain_timeout;
+        tasks.spawn(TaskKind::Sweeper, "sweeper", sweep(gateway, drain_patience, shutdown.clone()));
+        let registrar = registrar.clone();
+        tasks.spawn(TaskKind::Background, "vitals", async move { vitals::beat(&registrar, shutdown).await });
     }
 }
 
@@ -405,6 +449,7 @@ pub fn metrics_reference() -> Vec<smg_runtime::metrics::Description> {
     let gateway = Gateway::new(smg_gateway::Config::default(), smg_gateway::Settings::default(), parts);
     fleet_metrics::register(&registrar, &fleet, &gateway, clock, EngineLoads::Shown);
     let _listener = ListenerMetrics::new(&registrar);
+    smg_mesh::describe(&registrar);
     let _reload = reload::ReloadMetrics::new(&registrar);
     Tasks::new(shutdown).observe(&registrar);
     vitals::observe(&registrar);

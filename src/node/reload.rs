@@ -9,10 +9,12 @@ use smg_fleet::{Fleet, Origin};
 use smg_gateway::{Gateway, listener::ServerTls};
 use smg_runtime::{Phase, Shutdown, metrics::Registrar};
 use smg_telemetry::LevelHandle;
-use tokio::signal::unix::Signal;
+use tokio::{signal::unix::Signal, sync::watch};
 
 use crate::{
     config::{Config, Inputs},
+    live::Live,
+    mesh::{self, Declared},
     settings,
 };
 
@@ -39,6 +41,9 @@ pub(crate) struct Reloader {
     pub(crate) inputs: Inputs,
     pub(crate) config: Config,
     pub(crate) gateway: Arc<Gateway>,
+    pub(crate) live: Arc<Live>,
+    /// Tells the mesh what flags and files say, if there is one.
+    pub(crate) declare: Option<watch::Sender<Declared>>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -112,13 +117,14 @@ impl Reloader {
         if let Some(tls) = &self.tls {
             tls.reload().map_err(|error| error.to_string())?;
         }
-        self.fleet.set_aliases(new.aliases.clone()).map_err(|error| format!("model aliases: {error}"))?;
+        self.live.take_aliases(new).map_err(|error| format!("model aliases: {error}"))?;
         self.level.set_level(new.sections.logging.log_level.as_str()).map_err(|error| error.to_string())?;
-        let fleet = settings::fleet(new);
+        // The scope is only looked at when the fleet is made.
+        let fleet = settings::fleet(new, None);
         self.fleet.reconfigure(fleet.health, fleet.breaker);
         self.replace_workers(new);
         self.gate.reconfigure(settings::admission(new));
-        self.gateway.reconfigure(settings::gateway(new));
+        self.live.take_config(new);
         Ok(())
     }
 
@@ -130,12 +136,18 @@ impl Reloader {
                 tracing::info!(worker = %worker.id, url = %worker.spec.url, "worker declared");
             }
             for worker in delta.removed {
-                tracing::info!(%worker, "worker no longer declared, draining");
-                self.gateway.retire_worker(worker);
+                // Other nodes may declare it as well: the mesh then says whether it goes.
+                if self.declare.is_none() {
+                    tracing::info!(%worker, "worker no longer declared, draining");
+                    self.gateway.retire_worker(worker);
+                }
             }
             for (url, error) in delta.refused {
                 tracing::error!(%url, %error, "worker cannot be taken");
             }
+        }
+        if let Some(declare) = &self.declare {
+            declare.send_replace(mesh::declared_by(new));
         }
     }
 }

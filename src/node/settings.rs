@@ -6,6 +6,7 @@ use smg_gateway::{
     AdminAccess, ModelDefaults, ModelSettings, PolicySettings, Replays, RetrySettings, Settings, Timeouts, TraceHooks,
     listener,
 };
+use smg_routing::PolicyConfig;
 use smg_upstream::rules::UrlRules;
 
 use crate::config::{Config, sections};
@@ -18,7 +19,7 @@ pub(crate) fn gateway(config: &Config) -> Settings {
         .iter()
         .map(|model| {
             let settings = ModelSettings {
-                policy: Some(policy_settings(&model.routing)),
+                policy: Some(policy_settings(&model.routing, &sections.mesh)),
                 retry: Some(retry(&model.retries)),
                 timeouts: Some(timeouts(&model.timeouts)),
             };
@@ -39,11 +40,12 @@ pub(crate) fn gateway(config: &Config) -> Settings {
         debug_headers: sections.listener.debug_headers,
         count_stream_usage: sections.upstream.count_stream_usage,
         defaults: ModelDefaults {
-            policy: policy_settings(&sections.routing),
+            policy: policy_settings(&sections.routing, &sections.mesh),
             retry: retry(&sections.retries),
             timeouts: timeouts(&sections.timeouts),
         },
         models,
+        // What all nodes share is put on top of this.
         shared: smg_gateway::SharedSettings::default(),
         access_log: match sections.logging.access_log {
             sections::AccessLog::All => smg_gateway::AccessLog::All,
@@ -74,8 +76,9 @@ pub(crate) fn gateway_start(config: &Config, trace: TraceHooks) -> smg_gateway::
     }
 }
 
-fn policy_settings(routing: &sections::Routing) -> PolicySettings {
-    PolicySettings { kind: routing.policy, config: routing.policy_config() }
+fn policy_settings(routing: &sections::Routing, mesh: &sections::Mesh) -> PolicySettings {
+    let config = PolicyConfig { shared_keys: mesh.enable_mesh, ..routing.policy_config() };
+    PolicySettings { kind: routing.policy, config }
 }
 
 fn retry(retries: &sections::Retries) -> RetrySettings {
@@ -101,8 +104,8 @@ fn timeouts(timeouts: &sections::Timeouts) -> Timeouts {
     }
 }
 
-/// How the fleet judges its workers.
-pub(crate) fn fleet(config: &Config) -> FleetConfig {
+/// How the fleet judges its workers. `scope` is the machine that loopback addresses mean.
+pub(crate) fn fleet(config: &Config, scope: Option<String>) -> FleetConfig {
     let sections = &config.sections;
     FleetConfig {
         health: HealthConfig {
@@ -110,7 +113,7 @@ pub(crate) fn fleet(config: &Config) -> FleetConfig {
             ..health(&sections.health)
         },
         breaker: breaker(&sections.circuit_breaker),
-        scope: sections.node.node_name.clone(),
+        scope,
         workers_max: sections.fleet.workers_max.get(),
     }
 }

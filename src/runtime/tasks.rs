@@ -47,7 +47,7 @@ pub enum TaskKind {
     Watchdog,
     /// A fake engine of the laboratory.
     FakeEngine,
-    /// Keeps this node in its mesh. Without it the others take this node for dead, so its unforeseen end shuts the node down.
+    /// Keeps this node in its mesh. Without it the node goes on alone, with the workers it reaches itself.
     Mesh,
     /// Serves one request that a peer passed on. Waited for.
     Relay,
@@ -121,7 +121,7 @@ impl TaskKind {
     /// What a panic leads to.
     pub const fn on_panic(self) -> OnFault {
         match self {
-            Self::Listener | Self::Prober | Self::Signals | Self::Mesh => OnFault::ShutDown,
+            Self::Listener | Self::Prober | Self::Signals => OnFault::ShutDown,
             _ => OnFault::Log,
         }
     }

@@ -67,10 +67,13 @@ pub(crate) async fn drain(State(gateway): State<Arc<Gateway>>) -> Answer {
     let drained = async {
         cluster(&gateway)?.drain().await;
         tracing::info!("draining from the mesh, as asked");
-        Ok(Answer::json(StatusCode::ACCEPTED, &json!({
-            "status": "draining",
-            "message": "other nodes send this one nothing more, and it says that it is not ready; it goes on serving",
-        })))
+        Ok(Answer::json(
+            StatusCode::ACCEPTED,
+            &json!({
+                "status": "draining",
+                "message": "other nodes send this one nothing more, and it says that it is not ready; it goes on serving",
+            }),
+        ))
     };
     drained.await.into()
 }

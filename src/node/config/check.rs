@@ -173,9 +173,6 @@ fn operation(sections: &Sections, found: &mut Findings) {
     );
 }
 
-/// Fewer characters than this cannot hold 128 bits.
-const TOKEN_BYTES_MIN: usize = 22;
-
 fn mesh(config: &Config, found: &mut Findings) {
     let mesh = &config.sections.mesh;
     if !mesh.enable_mesh {
@@ -198,7 +195,7 @@ fn mesh(config: &Config, found: &mut Findings) {
     );
     let tokens = mesh.mesh_token.iter().map(|token| ("mesh.mesh_token", token));
     let accepted = mesh.mesh_tokens_accepted.iter().map(|token| ("mesh.mesh_tokens_accepted", token));
-    for (key, _) in tokens.chain(accepted).filter(|(_, token)| token.expose().len() < TOKEN_BYTES_MIN) {
+    for (key, _) in tokens.chain(accepted).filter(|(_, token)| token.expose().len() < smg_mesh::TOKEN_CHARS_MIN) {
         found.refuse(true, &[key], "the secret is too short to keep anybody out; `smg mesh token` makes a good one");
     }
     found.refuse(

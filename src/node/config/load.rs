@@ -66,6 +66,20 @@ impl Flags {
         self.0.entry(id.to_owned()).or_default().extend(values);
     }
 
+    /// Gives a setting these values instead of those that were given.
+    pub fn set(&mut self, id: &str, values: impl IntoIterator<Item = String>) {
+        self.0.insert(id.to_owned(), values.into_iter().collect());
+    }
+
+    /// As arguments of a command line.
+    pub fn arguments(&self) -> Vec<String> {
+        let of = |(id, values): (&String, &Vec<String>)| {
+            let flag = id.replace('_', "-");
+            values.iter().map(|value| format!("--{flag}={value}")).collect::<Vec<_>>()
+        };
+        self.0.iter().flat_map(of).collect()
+    }
+
     /// Those of a command line without the program's name and subcommand.
     pub fn parse<T: Into<OsString> + Clone>(args: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
         let command = setting::flags(clap::Command::new("smg")).no_binary_name(true);

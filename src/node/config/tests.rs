@@ -189,12 +189,16 @@ fn a_mesh_may_be_as_small_as_one_machine() {
     let mesh = &config.sections.mesh;
     assert!(mesh.enable_mesh && mesh.mesh_token.is_none() && mesh.mesh_peer_urls.is_empty());
     let token = [("SMG_MESH_TOKEN", "0123456789012345678901"), ("SMG_MESH_PEER_URLS", "a:1,b:2")];
-    let config = good("[mesh]\nenable_mesh = true\nmesh_zone = 'z1'", &["--mesh-profile", "wan"], &token);
+    let config =
+        good("[mesh]\nenable_mesh = true\nmesh_zone = 'z1'", &["--mesh-profile", "wan", "--host", "::1"], &token);
     assert_eq!(config.sections.mesh.mesh_peer_urls, ["a:1", "b:2"]);
     assert_eq!(config.sections.mesh.mesh_zone.as_deref(), Some("z1"));
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
-    let off: Vec<String> =
-        good("", &["--mesh-zone", "z"], &token[..1]).warnings.iter().map(ToString::to_string).collect();
+    let off: Vec<String> = good("", &["--mesh-zone", "z", "--host", "::1"], &token[..1])
+        .warnings
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(off.len(), 2, "{off:?}");
     assert!(off[0].starts_with("mesh.mesh_token: has no effect: the mesh is off"), "{off:?}");
 }

@@ -114,6 +114,7 @@ impl Routing {
             default_kv_capacity_tokens: self.default_kv_capacity,
             tree_bytes_max: self.max_tree_size.0,
             prefix_index_bytes_max: self.prefix_index_max.as_usize(),
+            ..PolicyConfig::default()
         }
     }
 }

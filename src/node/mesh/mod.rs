@@ -1,0 +1,122 @@
+//! This node as one of a mesh: how it gets there, and what passes between the mesh and the rest of the node.
+//!
+//! `setup` binds the port; `bridge` turns what other nodes tell into workers, paths and load, and tells them what this node
+//! finds out (`own`, `profiles`); `shared` reads the settings that all nodes share; `cluster` and `pages` are what the admin
+//! API sees. Only here do the mesh and the fleet know of each other.
+
+mod bridge;
+mod cluster;
+mod journal;
+mod known;
+mod link;
+mod own;
+mod pages;
+mod profiles;
+mod setup;
+mod shared;
+mod spec;
+#[cfg(test)]
+mod testing;
+
+use std::sync::Arc;
+
+use smg_base::{Clock, PeerId};
+use smg_fleet::Fleet;
+use smg_gateway::{Cluster, Gateway, serve_relayed};
+use smg_mesh::Relayed;
+use smg_runtime::{Receiver, TaskKind, Tasks};
+use smg_upstream::Peers;
+use tokio::sync::watch;
+
+pub(crate) use bridge::Declared;
+pub(crate) use setup::{Surroundings, name, open, scope};
+pub(crate) use shared::Shared;
+
+use self::{bridge::Bridge, cluster::MeshCluster, known::Known, link::MeshPeers};
+use crate::{config::Config, live::Live};
+
+/// A mesh whose port is bound and that nothing drives yet.
+pub(crate) struct Mesh {
+    parts: smg_mesh::Parts,
+    known: Arc<Known>,
+    cluster: Arc<MeshCluster>,
+    scope: String,
+    declare: watch::Sender<Declared>,
+}
+
+/// A running mesh.
+pub(crate) struct Running {
+    /// The mesh as the admin API sees it.
+    pub(crate) cluster: Arc<dyn Cluster>,
+    known: Arc<Known>,
+    /// Takes what flags and files say now.
+    pub(crate) declare: watch::Sender<Declared>,
+}
+
+impl Running {
+    /// Why the cluster refuses this node, if it does.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        self.known.refusal()
+    }
+}
+
+impl Mesh {
+    pub(crate) fn new(parts: smg_mesh::Parts, fleet: Arc<Fleet>, clock: Arc<dyn Clock>, scope: String) -> Self {
+        let known = Arc::new(Known::default());
+        let cluster = MeshCluster {
+            link: Arc::new(parts.mesh.clone()),
+            known: known.clone(),
+            fleet,
+            clock,
+            scope: scope.clone(),
+        };
+        Self { parts, known, cluster: Arc::new(cluster), scope, declare: watch::Sender::new(Declared::default()) }
+    }
+
+    /// The way to the peers.
+    pub(crate) fn peers(&self) -> Arc<dyn Peers> {
+        Arc::new(MeshPeers(self.parts.mesh.clone()))
+    }
+
+    /// The mesh as the admin API sees it.
+    pub(crate) fn cluster(&self) -> Arc<dyn Cluster> {
+        self.cluster.clone()
+    }
+
+    /// Starts all that belongs to the mesh.
+    pub(crate) fn start(self, gateway: &Arc<Gateway>, live: &Arc<Live>, config: &Config, tasks: &Tasks) -> Running {
+        let smg_mesh::Parts { mesh, events, relayed, driver } = self.parts;
+        let shutdown = tasks.shutdown().clone();
+        tracing::info!(node = %mesh.node(), address = %mesh.address(), scope = self.scope, "mesh");
+        tasks.spawn(TaskKind::Mesh, "mesh", driver.run(shutdown.clone(), tasks.clone()));
+        tasks.spawn(TaskKind::Background, "relay acceptor", accept(relayed, gateway.clone(), tasks.clone()));
+        let known = self.known;
+        let declared = self.declare.subscribe();
+        self.declare.send_replace(declared_by(config));
+        let bridge = Bridge::new(bridge::Parts {
+            link: self.cluster.link.clone(),
+            known: known.clone(),
+            fleet: self.cluster.fleet.clone(),
+            gateway: gateway.clone(),
+            live: live.clone(),
+            clock: self.cluster.clock.clone(),
+            scope: self.scope,
+            declared,
+        });
+        tasks.spawn(TaskKind::Mesh, "mesh bridge", bridge.run(events, shutdown));
+        Running { cluster: self.cluster, known, declare: self.declare }
+    }
+}
+
+/// What flags and files say, as far as all nodes are told of it.
+pub(crate) fn declared_by(config: &Config) -> Declared {
+    Declared { workers: config.workers.iter().map(|(spec, _)| spec.clone()).collect(), aliases: config.aliases.clone() }
+}
+
+/// Serves what peers pass on, each in a task of its own. How many there may be is bounded per peer by its connection.
+async fn accept(mut relayed: Receiver<Relayed>, gateway: Arc<Gateway>, tasks: Tasks) {
+    while let Some(Relayed { peer, stream }) = relayed.recv().await {
+        let served = serve_relayed(gateway.clone(), PeerId(peer.as_u128()), stream);
+        tasks.spawn(TaskKind::Relay, "relayed request", served);
+    }
+}
