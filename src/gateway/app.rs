@@ -98,7 +98,7 @@ impl Gateway {
     }
 
     /// Takes back that a worker is to be removed.
-    pub(crate) fn keep_worker(&self, worker: WorkerId) {
+    pub fn keep_worker(&self, worker: WorkerId) {
         self.retiring.lock().remove(&worker);
     }
 

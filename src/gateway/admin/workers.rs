@@ -134,7 +134,8 @@ pub(crate) async fn replace(State(gateway): State<Arc<Gateway>>, Path(id): Path<
             .param("url"));
         }
         if gateway.fleet.id_of(&spec.url) != worker.id {
-            let message = "the url means a worker of another machine; change it with PATCH, or with PUT at a node there";
+            let message =
+                "the url means a worker of another machine; change it with PATCH, or with PUT at a node there";
             return Err(Failure::new(FailureCode::InvalidRequest, message).param("url"));
         }
         register(&gateway, spec).await
