@@ -30,6 +30,9 @@ use crate::{
 /// Longest `Retry-After` that is waited for here instead of being passed on.
 const RETRY_AFTER_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// When a caller may come back that found no worker it could use.
+const SOON: Duration = Duration::from_secs(2);
+
 /// Largest body of a worker's refusal that is passed on.
 const REFUSAL_BYTES_MAX: usize = 256 << 10;
 
@@ -168,7 +171,15 @@ fn give_up(
     }
     match rejected.answer {
         Some(refusal) => Ok(Streaming { prepared, settled: Settled::Refused(refusal) }),
-        None => Err(rejected.failure),
+        None => Err(with_hope(rejected.failure)),
+    }
+}
+
+/// Tells the caller of a peer that refused when to come back, as where no worker can be used.
+fn with_hope(failure: Failure) -> Failure {
+    match failure.code {
+        FailureCode::NoAvailableWorkers => failure.retry_after(SOON),
+        _ => failure,
     }
 }
 
@@ -253,20 +264,19 @@ fn no_worker(gateway: &Gateway, prepared: &Prepared, reason: NoChoice) -> Failur
     let labels = [prepared.pool.model.as_str(), reason.as_str()];
     gateway.metrics.no_candidate.with_label_values(&labels).inc();
     let model = &prepared.pool.model;
-    let soon = Duration::from_secs(2);
     match reason {
         NoChoice::TargetUnavailable => Failure::new(
             FailureCode::TargetUnavailable,
             "the worker named by x-smg-target-worker (or the one that holds the previous response) cannot be used now",
         )
-        .retry_after(soon),
+        .retry_after(SOON),
         NoChoice::NotOffered => Failure::new(
             FailureCode::Unsupported,
             format!("no worker of '{model}' offers {}", prepared.endpoint.path()),
         ),
         NoChoice::Empty | NoChoice::AllExcluded | NoChoice::NoneAvailable => {
             Failure::new(FailureCode::NoAvailableWorkers, format!("no worker of '{model}' can be used now"))
-                .retry_after(soon)
+                .retry_after(SOON)
         }
     }
 }

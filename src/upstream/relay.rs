@@ -4,7 +4,7 @@
 //! waits any more. What the two gateways have to say to each other stands in headers that mean something on such a stream
 //! and nowhere else.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header, uri::PathAndQuery};
@@ -159,10 +159,7 @@ fn said_no(headers: &HeaderMap) -> Option<Failure> {
         // Whatever its reason, another worker, or the same on another path, may do.
         let code = code.to_str().unwrap_or_default();
         let message = format!("the peer that reaches the worker refused the request: {code}");
-        let mut failure = Failure::new(FailureCode::NoAvailableWorkers, message);
-        let seconds = headers.get(header::RETRY_AFTER).and_then(|wait| wait.to_str().ok()?.parse().ok());
-        failure.retry_after = seconds.map(Duration::from_secs);
-        return Some(failure);
+        return Some(Failure::new(FailureCode::NoAvailableWorkers, message));
     }
     let name = headers.get(FAILED)?.as_bytes();
     let code = FailureCode::ALL.iter().find(|code| code.as_str().as_bytes() == name);

@@ -138,7 +138,7 @@ async fn endless() -> (String, tokio::sync::oneshot::Receiver<usize>) {
     let (tell, told) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        stream.read(&mut [0; 16 << 10]).await.unwrap();
+        stream.read_exact(&mut [0; 16]).await.unwrap();
         let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
         stream.write_all(head.as_bytes()).await.unwrap();
         let event = format!("data: {}\n\n", json!({ "choices": [{ "delta": { "content": "x".repeat(4_000) } }] }));
@@ -320,7 +320,7 @@ async fn an_upload_is_handed_on_while_it_arrives() {
     let part = "--b\r\ncontent-disposition: form-data; name=\"model\"\r\n\r\ndemo\r\n\
                 --b\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\n";
     let pieces = [part.to_owned(), "RIFF".repeat(20_000), "\r\n--b--\r\n".to_owned()];
-    let pieces = pieces.map(|piece| Ok::<_, std::convert::Infallible>(piece));
+    let pieces = pieces.map(Ok::<_, std::convert::Infallible>);
     let body = Body::from_stream(futures_util::stream::iter(pieces));
     let request = Request::post("/v1/audio/transcriptions").header("content-type", "multipart/form-data; boundary=b");
     let answer = pair.near.call(request.body(body).unwrap()).await;
