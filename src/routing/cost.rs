@@ -275,6 +275,28 @@ mod tests {
     }
 
     #[test]
+    fn the_way_and_the_other_gateways_requests_count() {
+        use smg_base::PeerId;
+        use smg_fleet::{ClusterVerdict, DirectPath, PeerLoad, ProbeDuty, Reach, Via};
+        let workers = Workers::of(3);
+        let idle = 8_000.0 / 8_000.0;
+        let worker = workers.pool().workers[1].clone();
+        let via = Some(Via { peer: PeerId(7), rtt: Duration::from_millis(80) });
+        let reach = Reach { verdict: ClusterVerdict::Up, via, duty: ProbeDuty::Full };
+        workers.fleet().set_reach(worker.id, reach);
+        near(costs(&workers)[1].total, idle);
+        workers.fleet().import(worker.id, worker.spec.clone(), DirectPath::Forbidden, at(0)).unwrap();
+        let found = costs(&workers);
+        near(found[1].terms.path, 0.08);
+        near(found[1].total, idle + 0.08);
+        near(found[0].terms.path, 0.0);
+        workers.state(2).load.set_peers(PeerLoad { requests: 3, decoding: 1, pending_tokens: 4_000 });
+        let found = costs(&workers);
+        near(found[2].terms.queue, 0.5);
+        near(found[2].terms.decode, 0.06);
+    }
+
+    #[test]
     fn the_rates_are_the_workers_own_and_the_unmeasured_get_the_mean() {
         let workers = Workers::of(3);
         workers.state(0).rates.observe_ttft(10_000, Duration::from_secs(1));

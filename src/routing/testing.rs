@@ -34,6 +34,10 @@ impl Workers {
         Self(fleet)
     }
 
+    pub(crate) fn fleet(&self) -> &Fleet {
+        &self.0
+    }
+
     pub(crate) fn pool(&self) -> Arc<Pool> {
         Arc::clone(self.0.snapshot().any())
     }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use smg_base::SplitMix;
-use smg_fleet::{EngineLoad, Outcome};
-use smg_routing::{Ask, Explanation, Policy, PolicyConfig, PolicyKind};
+use smg_base::{PeerId, SplitMix};
+use smg_fleet::{DirectPath, EngineLoad, Outcome, Reach, Via};
+use smg_routing::{Ask, Explanation, Overrides, Policy, PolicyConfig, PolicyKind};
 
 use crate::support::{ask, at, fleet, id, key, offer, policy, pool, text, with_text};
 
@@ -16,6 +16,14 @@ fn check(name: &str, policy: &Policy) {
     for place in 0..WORKERS {
         // Two of them cannot serve the path, so that some decisions are made twice.
         offer(&fleet, place, if place % 64 == 5 { &["/v1/completions"] } else { &["/v1/chat/completions"] });
+    }
+    for (place, worker) in pool(&fleet).workers.iter().enumerate().filter(|(place, _)| place % 8 == 1) {
+        // Some are reached through a peer, a few of them not otherwise.
+        let via = Some(Via { peer: PeerId(place as u128), rtt: Duration::from_millis(1) });
+        fleet.set_reach(worker.id, Reach { via, ..Reach::default() });
+        if place % 16 == 1 {
+            fleet.import(worker.id, worker.spec.clone(), DirectPath::Forbidden, at(0)).unwrap();
+        }
     }
     let pool = pool(&fleet);
     let random = SplitMix::new(1);
@@ -71,6 +79,11 @@ fn no_policy_allocates_in_a_decision_among_128_workers() {
     }
     let config = PolicyConfig { routing_key_override: true, ..PolicyConfig::default() };
     check("with routing keys", &Policy::new(PolicyKind::CacheAware, &config));
+    let shared = PolicyConfig { shared_keys: true, ..PolicyConfig::default() };
+    let policy = Policy::new(PolicyKind::Manual, &shared);
+    let place = pool(&fleet(WORKERS)).workers[9].id;
+    policy.set_overrides(Overrides::from_iter([("user-3", place)]));
+    check("with shared keys", &policy);
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! A request gets a worker whenever one can take it; and it is said why not.
 
-use smg_base::{SplitMix, WorkerId};
-use smg_fleet::Fleet;
-use smg_routing::{Ask, Considered, Explanation, NoChoice, PolicyKind, Reason, Standing};
+use std::{sync::Arc, time::Duration};
 
-use crate::support::{ask, at, fleet, fleet_with, id, key, offer, place, policy, pool, text, trip, with_text};
+use smg_base::{PeerId, SplitMix, WorkerId};
+use smg_fleet::{DirectPath, Fleet, Reach, Relaying, Via};
+use smg_routing::{Ask, Considered, Explanation, NoChoice, PathTaken, PolicyKind, Reason, Standing};
+
+use crate::support::{ask, at, choose, fleet, fleet_with, id, key, offer, place, policy, pool, text, trip, with_text};
 
 #[test]
 fn the_last_worker_standing_serves_under_every_policy() {
@@ -155,4 +157,34 @@ fn one_explanation_serves_many_decisions() {
     assert_eq!(why.predicted_tokens(), 8_192);
     assert!(policy.choose(&pool(&fleet(0)), &ask, &mut why).is_err());
     assert_eq!((why.chosen(), why.predicted_tokens(), why.workers().len()), (None, 0, 0));
+}
+
+#[test]
+fn who_is_reached_only_through_a_peer_is_no_choice_for_what_a_peer_sends() {
+    let fleet = fleet(3);
+    let random = SplitMix::new(1);
+    let far = Arc::clone(&pool(&fleet).workers[1]);
+    fleet.import(far.id, far.spec.clone(), DirectPath::Forbidden, at(0)).unwrap();
+    let via = Some(Via { peer: PeerId(0xab), rtt: Duration::from_millis(3) });
+    fleet.set_reach(far.id, Reach { via, ..Reach::default() });
+    let pool = pool(&fleet);
+    for kind in PolicyKind::ALL {
+        let policy = policy(kind);
+        let mut why = Explanation::default();
+        let by_name = Ask { target: Some("1"), ..ask(&random) };
+        assert_eq!(policy.choose(&pool, &by_name, &mut why), Ok(1), "{kind}");
+        assert_eq!(why.workers()[0].path, Some(PathTaken::Via(PeerId(0xab))));
+        let handed_on = Ask { relaying: Relaying::Forbidden, ..by_name };
+        assert_eq!(policy.choose(&pool, &handed_on, &mut why), Err(NoChoice::TargetUnavailable), "{kind}");
+        let excluded = [pool.workers[0].id, pool.workers[2].id];
+        let only_far = Ask { excluded: &excluded, ..ask(&random) };
+        assert_eq!(policy.choose(&pool, &only_far, &mut why), Ok(1), "{kind}");
+        let handed_on = Ask { relaying: Relaying::Forbidden, ..only_far };
+        assert_eq!(policy.choose(&pool, &handed_on, &mut why), Err(NoChoice::AllExcluded), "{kind}");
+        let free = Ask { relaying: Relaying::Forbidden, ..ask(&random) };
+        assert!((0..50).all(|_| choose(&policy, &pool, &free) != 1), "{kind}");
+    }
+    let shown = serde_json::to_string(&PathTaken::Via(PeerId(0xab))).unwrap();
+    assert_eq!(shown, "\"000000000000000000000000000000ab\"");
+    assert_eq!(serde_json::to_string(&PathTaken::Direct).unwrap(), "\"direct\"");
 }

@@ -3,7 +3,7 @@
 use std::{sync::Barrier, time::Duration};
 
 use smg_base::{SplitMix, WorkerId};
-use smg_routing::{Ask, AssignmentMode, Explanation, Policy, PolicyConfig, PolicyKind, Reason};
+use smg_routing::{Ask, AssignmentMode, Explanation, Overrides, Policy, PolicyConfig, PolicyKind, Reason};
 
 use crate::support::{ask, at, choose, fleet, id, key, place, policy, pool, text, trip, with_text};
 
@@ -178,6 +178,57 @@ fn requests_with_one_new_key_at_once_get_one_worker() {
     for round in 0..50 {
         let chosen = together(round);
         assert!(chosen.iter().all(|one| *one == chosen[0]), "{chosen:?}");
+    }
+}
+
+#[test]
+fn gateways_that_share_keys_agree_whenever_they_first_saw_one() {
+    let (old, new) = (fleet(6), fleet(7));
+    let (old, new, random) = (pool(&old), pool(&new), SplitMix::new(1));
+    for (kind, routing_key_override) in
+        [(PolicyKind::Manual, false), (PolicyKind::RoundRobin, true), (PolicyKind::CacheAware, true)]
+    {
+        let config = PolicyConfig { shared_keys: true, routing_key_override, ..PolicyConfig::default() };
+        let (early, late) = (Policy::new(kind, &config), Policy::new(kind, &config));
+        let keys: Vec<String> = (0..2_000).map(|key| key.to_string()).collect();
+        let worker_of = |policy: &Policy, pool: &smg_fleet::Pool, key: &str, excluded: &[WorkerId]| {
+            let mut why = Explanation::default();
+            let ask = Ask { routing_key: Some(key), excluded, ..ask(&random) };
+            let chosen = policy.choose(pool, &ask, &mut why).unwrap();
+            assert_eq!(why.reason(), Reason::RoutingKey, "{kind}");
+            pool.workers[chosen].id
+        };
+        let before: Vec<_> = keys.iter().map(|key| worker_of(&early, &old, key, &[])).collect();
+        let after: Vec<_> = keys.iter().map(|key| worker_of(&early, &new, key, &[])).collect();
+        let fresh: Vec<_> = keys.iter().map(|key| worker_of(&late, &new, key, &[])).collect();
+        assert_eq!(after, fresh, "{kind}: one that knew fewer workers agrees with one that never did");
+        let moved = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+        assert!((200..=380).contains(&moved), "{kind}: {moved} of 2000 keys moved to the seventh worker");
+        let gone = after[0];
+        assert_ne!(worker_of(&early, &new, &keys[0], &[gone]), gone);
+        assert_eq!(worker_of(&early, &new, &keys[0], &[]), gone, "it goes back");
+        assert_eq!(early.usage().entries, 0, "{kind}: nothing is remembered");
+    }
+}
+
+#[test]
+fn an_operator_can_give_a_key_its_worker_under_every_policy() {
+    let fleet = fleet(8);
+    let (pool, random) = (pool(&fleet), SplitMix::new(1));
+    for kind in PolicyKind::ALL {
+        let policy = policy(kind);
+        policy.set_overrides(Overrides::from_iter([("vip", id(&pool, 5)), ("lost", WorkerId::of("gone", None))]));
+        let mut why = Explanation::default();
+        let mut choose = |ask: Ask<'_>| (policy.choose(&pool, &ask, &mut why).unwrap(), why.reason());
+        let vip = Ask { routing_key: Some("vip"), ..ask(&random) };
+        assert!((0..40).all(|_| choose(vip) == (5, Reason::Override)), "{kind}");
+        assert_ne!(choose(Ask { excluded: &[id(&pool, 5)], ..vip }).0, 5, "{kind}: it cannot be used");
+        for other in [Ask { routing_key: Some("lost"), ..vip }, Ask { routing_key: None, ..vip }] {
+            assert_ne!(choose(other).1, Reason::Override, "{kind}");
+        }
+        assert_eq!(choose(Ask { target: Some("2"), ..vip }), (2, Reason::Target), "{kind}: the caller named another");
+        policy.set_overrides(Overrides::default());
+        assert_ne!(choose(vip).1, Reason::Override, "{kind}");
     }
 }
 
