@@ -1,0 +1,89 @@
+//! The promises, over seeds; and proof that the checks can see.
+
+use crate::{Defect, KeptSeed, Mark, Outcome, Plan, Promise, Reached, Shape, repeat, run, run_with, shrink};
+
+const SHAPE: Shape = Shape { nodes: 5, seconds: 120 };
+
+fn assert_kept(seed: u64, outcome: &Outcome) {
+    assert!(outcome.violations.is_empty(), "seed {seed}: {:#?}", outcome.violations);
+}
+
+#[test]
+fn promises_are_kept() {
+    let mut reached = Reached::default();
+    for seed in 1..=60 {
+        let outcome = run(&SHAPE.plan(seed));
+        assert_kept(seed, &outcome);
+        reached.add(&outcome.reached);
+    }
+    let rare = [Mark::WriteFailed, Mark::PowerCut, Mark::LostWithItsDisk, Mark::Snapshot];
+    let missed: Vec<Mark> = reached.missed().into_iter().filter(|mark| !rare.contains(mark)).collect();
+    assert!(missed.is_empty(), "never reached: {missed:?}");
+}
+
+#[test]
+fn clusters_of_other_sizes_keep_them_too() {
+    for (nodes, seeds) in [(1, 3), (2, 12), (3, 12), (9, 3)] {
+        for seed in 1_000..1_000 + seeds {
+            assert_kept(seed, &run(&Shape { nodes, seconds: 90 }.plan(seed)));
+        }
+    }
+}
+
+#[test]
+fn seeds_that_found_something_stay_quiet() {
+    for kept in KeptSeed::all() {
+        assert_kept(kept.seed, &run(&kept.plan()));
+    }
+}
+
+#[test]
+fn a_seed_is_a_run() {
+    for seed in [3, 17] {
+        let outcome = repeat(&SHAPE.plan(seed), None).unwrap();
+        assert_ne!(outcome.trace, run(&SHAPE.plan(seed + 1)).trace);
+    }
+}
+
+#[test]
+fn a_plan_survives_its_file() {
+    for seed in 0..50 {
+        let plan = SHAPE.plan(seed);
+        assert!(plan.is_sound(), "seed {seed}");
+        let text = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan, "seed {seed}");
+    }
+}
+
+/// The first of some seeds under which a defect is seen, and by which promise.
+fn caught(defect: Defect, seeds: u64) -> Option<(u64, Promise)> {
+    (1..=seeds).find_map(|seed| {
+        let plan = SHAPE.plan(seed);
+        let violation = match repeat_if_free(&plan, defect) {
+            Ok(outcome) => outcome.violations.into_iter().next()?,
+            Err(violation) => violation,
+        };
+        Some((seed, violation.promise))
+    })
+}
+
+fn repeat_if_free(plan: &Plan, defect: Defect) -> Result<Outcome, crate::Violation> {
+    if defect == Defect::DrawsFreely { repeat(plan, Some(defect)) } else { Ok(run_with(plan, Some(defect))) }
+}
+
+#[test]
+fn every_planted_defect_is_seen() {
+    let unseen: Vec<Defect> = Defect::ALL.into_iter().filter(|defect| caught(*defect, 100).is_none()).collect();
+    assert!(unseen.is_empty(), "unseen: {unseen:?}");
+}
+
+#[test]
+fn a_failing_plan_is_made_small() {
+    let defect = Defect::CallsUnreachableSick;
+    let (seed, _) = caught(defect, 50).unwrap();
+    let plan = SHAPE.plan(seed);
+    let small = shrink(&plan, Some(defect), 200);
+    assert!(!run_with(&small, Some(defect)).violations.is_empty());
+    assert!(small.faults.len() <= 3, "{:?}", small.faults);
+    assert!(small.operations.len() <= 12, "{:?}", small.operations);
+}
