@@ -186,7 +186,10 @@ impl Bridge {
             Event::Engine { worker, figures } => self.on_engine(worker, figures),
             Event::Config { key, value } => {
                 match profiles_worker(&key) {
-                    Some(worker) => self.profiles.heard(worker, value.as_ref()),
+                    Some(worker) => {
+                        self.profiles.heard(worker, value.as_ref());
+                        self.profiles.imported(worker, &self.parts.fleet);
+                    }
                     None => self.config_changed = true,
                 }
                 self.parts.known.facts().config.insert(key, value);
@@ -493,3 +496,7 @@ fn profile_key(worker: WorkerId) -> String {
 fn profiles_worker(key: &str) -> Option<WorkerId> {
     key.strip_prefix(PROFILE)?.parse().ok()
 }
+
+#[cfg(test)]
+#[path = "bridge_tests.rs"]
+mod tests;
