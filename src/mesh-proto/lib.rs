@@ -13,8 +13,10 @@
 mod config;
 mod id;
 mod io;
+mod lanes;
 mod membership;
 mod mesh;
+mod planes;
 mod replica;
 mod status;
 mod values;

@@ -67,6 +67,42 @@ pub(crate) struct Last {
     pub(crate) version: u64,
     /// Tombstones up to this version are gone.
     pub(crate) collected: u64,
+    /// Epoch of the newest older copy that this epoch of the lane began with.
+    pub(crate) base_epoch: u64,
+    /// Version of that copy.
+    pub(crate) base_version: u64,
+}
+
+/// A [`Chunk`] as its sender holds it: the same bytes on the wire.
+#[derive(Clone, Debug, Encode)]
+pub(crate) struct ChunkOut<'a> {
+    /// Whose lane.
+    pub(crate) writer: NodeId,
+    /// Which of it.
+    pub(crate) kind: u8,
+    /// Its epoch.
+    pub(crate) epoch: u64,
+    /// The version from which it leads.
+    pub(crate) since: u64,
+    /// Numbers the sender's transfers.
+    pub(crate) transfer: u64,
+    /// Numbers the parts.
+    pub(crate) index: u32,
+    /// What the last part says.
+    pub(crate) last: Option<Last>,
+    /// Entries by version.
+    pub(crate) entries: Vec<EntryOut<'a>>,
+}
+
+/// An [`Entry`] as its sender holds it.
+#[derive(Clone, Copy, Debug, Encode)]
+pub(crate) struct EntryOut<'a> {
+    /// The version that set it.
+    pub(crate) version: u64,
+    /// Its key.
+    pub(crate) key: &'a [u8],
+    /// Its value.
+    pub(crate) value: Option<&'a [u8]>,
 }
 
 /// An entry of a lane.
@@ -106,6 +142,8 @@ pub(crate) enum Outcome {
     Taken,
     /// It leads from where the receiver is not: send again, from where it is.
     Gap,
+    /// The receiver has more of an older epoch than the sender began this one with: ask for it first.
+    Ahead,
 }
 
 /// The lanes of one kind that a node has.

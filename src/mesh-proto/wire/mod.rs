@@ -11,7 +11,7 @@ mod member;
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bytes::{BufMut, Bytes, BytesMut};
 
-pub(crate) use lane::{AckRow, Chunk, Entry, HaveRow, LaneFrame, LaneRow, Last, Outcome, Pull, Rows};
+pub(crate) use lane::{AckRow, Chunk, ChunkOut, EntryOut, HaveRow, LaneFrame, LaneRow, Last, Outcome, Pull, Rows};
 pub(crate) use member::{
     Answer, Confirm, ConfirmReply, Echo, Heard, Hello, Holds, Leaving, Members, NameTaken, Roll, Seen, SeenState, Start,
 };
@@ -133,6 +133,11 @@ fn encode_lane(frame: &LaneFrame) -> Bytes {
         LaneFrame::Rows(rows) => framed(FrameKind::ROWS, rows),
         LaneFrame::Pull(pull) => framed(FrameKind::PULL, pull),
     }
+}
+
+/// The bytes of a part of a transfer, without copying its entries first.
+pub(crate) fn encode_chunk(chunk: &ChunkOut<'_>) -> Bytes {
+    framed(FrameKind::CHUNK, chunk)
 }
 
 /// Reads a frame of at most `bytes_max` bytes.

@@ -1,0 +1,209 @@
+//! Adoption of the dead, and what may be forgotten.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use smg_base::Timestamp;
+
+use super::Replica;
+use crate::{
+    Kind, NodeId,
+    lanes::{Claim, Retired, WorkersKey, adopted, claim, owned, retired, retired_keys},
+    planes::worker_of,
+    wire::{decode_value, encode_value},
+};
+
+/// A lane keeps at least so many tombstones: whoever was away for a short while is sent changes, not everything.
+const TOMBSTONES_MIN: usize = 1_024;
+/// Most removals that are looked at in one round.
+const REMOVALS_LOOKED_AT: usize = 4_096;
+/// After so many rounds it is noted anew that a lane is behind.
+const BEHIND_ROUNDS: u32 = 30;
+/// Most notes about retired nodes that one lane keeps.
+const RETIRED_MAX: usize = 1_024;
+
+/// What our lane says about a retired node.
+struct Note {
+    version: u64,
+    key: Bytes,
+    node: NodeId,
+    retired: Retired,
+}
+
+impl Replica {
+    /// What is done about once a second.
+    pub(super) fn upkeep(&mut self, now: Timestamp) {
+        self.note_silence(now);
+        self.collect_tombstones();
+        if self.has_started() {
+            self.adopt_the_dead(now);
+            self.release_the_living(now);
+            self.forget_removals(now);
+            self.settle_retired(now);
+        }
+        self.behind.retain(|_, since| now.since(*since) < self.timers.digest * BEHIND_ROUNDS);
+    }
+
+    /// Assertions in our lane that a removal covers go: they say nothing any more.
+    pub(super) fn cover(&mut self) {
+        if !self.has_started() {
+            return;
+        }
+        let now = self.schedule.flushed;
+        for worker in self.planes.touched_workers() {
+            for (dot, place) in self.planes.workers.held_by(self.me, worker) {
+                if self.planes.workers.is_removed(dot) {
+                    let key = WorkersKey::Add(dot).bytes();
+                    let key = if place.author == self.me { owned(&key) } else { adopted(place.author, &key) };
+                    self.erase(now, Kind::Workers, &key);
+                }
+            }
+        }
+    }
+
+    /// Whoever has lanes and no voice is counted from when that was first seen.
+    fn note_silence(&mut self, now: Timestamp) {
+        let alive = self.planes.alive();
+        for writer in self.lanes.writers().filter(|writer| !alive.contains(writer)) {
+            self.silent.entry(writer).or_insert(now);
+        }
+        self.silent.retain(|writer, _| self.lanes.has_writer(*writer));
+    }
+
+    /// Tombstones of ours that every peer has may go; who comes later is sent the lane as a whole.
+    fn collect_tombstones(&mut self) {
+        for kind in Kind::ALL {
+            let Some(lane) = self.lanes.lane(self.me, kind) else { continue };
+            if lane.tombstones() <= TOMBSTONES_MIN.max(lane.live()) {
+                continue;
+            }
+            let position = lane.position();
+            let acked = self.peers.values().map(|peer| self.acked_by(peer, kind));
+            let known = acked.map(|acked| if acked.epoch == position.epoch { acked.version } else { 0 });
+            self.lanes.collect(self.me, kind, known.min().unwrap_or(position.version));
+        }
+    }
+
+    /// A writer that has been silent for too long goes on in the lane of the survivor that the rendezvous names.
+    fn adopt_the_dead(&mut self, now: Timestamp) {
+        let long_silent = self.silent.iter().filter(|(_, since)| now.since(**since) >= self.timers.adopt_after);
+        let dead: Vec<NodeId> = long_silent.map(|(writer, _)| *writer).filter(|writer| *writer != self.me).collect();
+        for writer in dead {
+            let own = self.me.score(writer.as_u128());
+            let alive = self.planes.alive();
+            if alive.iter().all(|node| (node.score(writer.as_u128()), *node) <= (own, self.me)) {
+                self.adopt(now, writer);
+            }
+        }
+    }
+
+    fn adopt(&mut self, now: Timestamp, writer: NodeId) {
+        let note = Retired {
+            epoch: self.lanes.epoch(writer),
+            boot: self.lanes.boot(writer),
+            workers: self.lanes.position(writer, Kind::Workers).version,
+        };
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.is_durable()) {
+            let Some(lane) = self.lanes.lane(writer, kind) else { continue };
+            let entries: Vec<(Bytes, Bytes)> =
+                lane.live_from(&[]).map(|(key, value)| (key.clone(), value.clone())).collect();
+            for (key, value) in entries {
+                let key = match claim(writer, &key) {
+                    Some(Claim::Entry(claimed)) if self.is_covered(kind, &claimed.key) => continue,
+                    Some(Claim::Entry(claimed)) => adopted(claimed.author, &claimed.key),
+                    // A note about another, or what a newer program wrote: kept as it is.
+                    Some(Claim::Retired(_)) | None => key,
+                };
+                if self.put(now, kind, key, Some(value)).is_err() {
+                    // No room: it stays where it is until there is.
+                    return;
+                }
+            }
+        }
+        self.silent.remove(&writer);
+        let noted = self.put(now, Kind::Workers, retired(writer), Some(encode_value(&note)));
+        debug_assert!(noted.is_ok() || self.limits.lane_entries_max > 0, "a note is small");
+    }
+
+    fn is_covered(&self, kind: Kind, key: &[u8]) -> bool {
+        match WorkersKey::of(key) {
+            Some(WorkersKey::Add(dot)) if kind == Kind::Workers => self.planes.workers.is_removed(dot),
+            _ => false,
+        }
+    }
+
+    /// A node that was taken for dead and is back says again what was said in its name.
+    fn release_the_living(&mut self, now: Timestamp) {
+        let Some(lane) = self.lanes.lane(self.me, Kind::Workers) else { return };
+        let mut notes: Vec<Note> = Vec::new();
+        for (key, value) in lane.live_from(&retired_keys()) {
+            if let (Some(Claim::Retired(node)), Some(retired)) = (claim(self.me, key), decode_value(value)) {
+                notes.push(Note { version: lane.version_of(key).unwrap_or_default(), key: key.clone(), node, retired });
+            }
+        }
+        notes.sort_unstable_by_key(|note| note.version);
+        let surplus = notes.len().saturating_sub(RETIRED_MAX);
+        for (index, Note { key, node, retired, .. }) in notes.into_iter().enumerate() {
+            let durable = Kind::ALL.into_iter().filter(|kind| kind.is_durable());
+            let epoch = durable.map(|kind| self.lanes.position(node, kind).epoch).max().unwrap_or_default();
+            let is_back = self.planes.alive().contains(&node) && epoch > retired.epoch;
+            if index < surplus || (is_back && self.release(now, node) == 0) {
+                self.erase(now, Kind::Workers, &key);
+            }
+        }
+    }
+
+    /// Drops from our lanes what `author` says itself again. Says how many entries are left.
+    fn release(&mut self, now: Timestamp, author: NodeId) -> usize {
+        let prefix = adopted(author, &[]);
+        let mut left = 0;
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.is_durable()) {
+            let Some(lane) = self.lanes.lane(self.me, kind) else { continue };
+            let theirs = self.lanes.lane(author, kind);
+            let said_again =
+                |key: &Bytes| theirs.is_some_and(|lane| lane.version_of(&owned(&key[prefix.len()..])).is_some());
+            let keys: Vec<Bytes> = lane.live_from(&prefix).map(|(key, _)| key.clone()).collect();
+            let (again, kept): (Vec<Bytes>, Vec<Bytes>) = keys.into_iter().partition(said_again);
+            left += kept.len();
+            for key in again {
+                self.erase(now, kind, &key);
+            }
+        }
+        left
+    }
+
+    /// A removal of ours may go once its assertion is in no lane, every writer is there to say so, and every peer has been seen to
+    /// know it: then nobody can bring the assertion back. Declared assertions come back with every restart, so their removals stay.
+    fn forget_removals(&mut self, now: Timestamp) {
+        let Some(lane) = self.lanes.lane(self.me, Kind::Workers) else { return };
+        let alive = self.planes.alive();
+        let others: BTreeSet<NodeId> = alive.iter().copied().filter(|node| *node != self.me).collect();
+        if self.lanes.writers().any(|writer| !alive.contains(&writer))
+            || others.iter().any(|node| !self.peers.contains_key(node))
+        {
+            return;
+        }
+        let mut gone = Vec::new();
+        let prefix = owned(b"x");
+        for (key, value) in lane.live_from(&prefix).take(REMOVALS_LOOKED_AT) {
+            let (Some(WorkersKey::Remove(dot)), Some(worker)) = (WorkersKey::of(&key[1..]), worker_of(value)) else {
+                continue;
+            };
+            if dot.is_declared() {
+                continue;
+            }
+            if self.planes.workers.is_held(worker, dot) {
+                self.settled.remove(key);
+                continue;
+            }
+            let since = *self.settled.entry(key.clone()).or_insert(now);
+            if self.peers.values().all(|peer| peer.matched.is_some_and(|matched| matched > since)) {
+                gone.push(key.clone());
+            }
+        }
+        for key in gone {
+            self.settled.remove(&key);
+            self.erase(now, Kind::Workers, &key);
+        }
+    }
+}
