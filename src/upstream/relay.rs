@@ -167,3 +167,191 @@ fn said_no(headers: &HeaderMap) -> Option<Failure> {
     let message = format!("the peer sent the request on, and that failed: {}", code.as_str());
     Some(Failure::new(code, message).dispatched(Dispatched::Maybe))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::Pin,
+        sync::atomic::{AtomicBool, AtomicU32, Ordering},
+        task::{Context, Poll},
+        time::Duration,
+    };
+
+    use futures_util::FutureExt;
+    use http_body_util::{BodyExt, StreamBody};
+    use parking_lot::Mutex;
+    use smg_base::Timestamp;
+    use smg_fleet::{DirectPath, Fleet, FleetConfig, Reach, Via};
+    use tokio::io::{AsyncWriteExt, DuplexStream, ReadBuf};
+
+    use super::*;
+    use crate::{
+        Config,
+        testing::{Server, post, read_request, spec, text, until, upstream},
+    };
+
+    /// What the other end of a stream does.
+    #[derive(Clone, Copy, Debug)]
+    enum Far {
+        Absent,
+        Silent,
+        Gone,
+        GoneWhenRead,
+        Answers(&'static str),
+    }
+
+    /// A peer behind streams in memory.
+    struct Peer {
+        far: Far,
+        failed: AtomicU32,
+        asked: Arc<Mutex<Vec<String>>>,
+        ended: Arc<AtomicBool>,
+    }
+
+    /// A stream that notes whether it was ended before it was dropped.
+    struct Watched {
+        stream: DuplexStream,
+        ended: Arc<AtomicBool>,
+    }
+
+    impl AsyncRead for Watched {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.stream).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Watched {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.stream).poll_write(cx, bytes)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.stream).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.ended.store(true, Ordering::SeqCst);
+            Pin::new(&mut self.stream).poll_shutdown(cx)
+        }
+    }
+
+    impl Peers for Peer {
+        fn open(&self, _: PeerId) -> BoxFuture<'static, io::Result<Box<dyn PeerStream>>> {
+            let (far, asked, ended) = (self.far, self.asked.clone(), self.ended.clone());
+            async move {
+                let (stream, mut there) = tokio::io::duplex(4 << 10);
+                match far {
+                    Far::Absent => return Err(io::ErrorKind::NotConnected.into()),
+                    Far::Silent => return std::future::pending().await,
+                    Far::Gone => drop(there),
+                    Far::GoneWhenRead | Far::Answers(_) => drop(tokio::spawn(async move {
+                        let request = read_request(&mut there).await.unwrap_or_default();
+                        asked.lock().push(request);
+                        if let Far::Answers(answer) = far {
+                            there.write_all(answer.as_bytes()).await.unwrap();
+                            // The stream stays open until the asker is done with it.
+                            read_request(&mut there).await;
+                        }
+                    })),
+                }
+                Ok(Box::new(Watched { stream, ended }) as Box<dyn PeerStream>)
+            }
+            .boxed()
+        }
+
+        fn failed(&self, _: PeerId) {
+            self.failed.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn peer(far: Far) -> Arc<Peer> {
+        let (failed, asked, ended) = (AtomicU32::new(0), Arc::default(), Arc::default());
+        Arc::new(Peer { far, failed, asked, ended })
+    }
+
+    fn worker_id() -> WorkerId {
+        WorkerId::of("http://w:1", None)
+    }
+
+    async fn send(peer: &Arc<Peer>, outbound: Outbound) -> Result<Response<ResponseBody>, Failure> {
+        let upstream = upstream(&Config::default()).with_peers(peer.clone());
+        upstream.send_via(PeerId(7), worker_id(), outbound).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_says_whether_a_worker_may_have_the_request_and_who_is_to_blame() {
+        use Dispatched::{Maybe, No};
+        use FailureCode as Code;
+        let check = async |far: Far, code: Code, dispatched: Dispatched, blamed: u32| {
+            let peer = peer(far);
+            let failure = send(&peer, post("{}")).await.map(drop).unwrap_err();
+            assert_eq!((failure.code, failure.dispatched), (code, dispatched), "{far:?}: {failure}");
+            assert_eq!(peer.failed.load(Ordering::SeqCst), blamed, "{far:?}");
+        };
+        check(Far::Absent, Code::ConnectFailed, No, 1).await;
+        check(Far::Silent, Code::ConnectTimeout, No, 1).await;
+        check(Far::Gone, Code::ConnectFailed, No, 1).await;
+        check(Far::GoneWhenRead, Code::UpstreamClosed, Maybe, 1).await;
+        check(Far::Answers("what?\r\n\r\n"), Code::UpstreamGarbage, Maybe, 1).await;
+        let refused = "HTTP/1.1 503 X\r\nx-smg-relay-refused: draining\r\ncontent-length: 0\r\n\r\n";
+        check(Far::Answers(refused), Code::NoAvailableWorkers, No, 0).await;
+        let failed = "HTTP/1.1 504 X\r\nx-smg-relay-failed: call_upstream_timeout\r\ncontent-length: 0\r\n\r\n";
+        check(Far::Answers(failed), Code::UpstreamTimeout, Maybe, 0).await;
+        let unknown = "HTTP/1.1 500 X\r\nx-smg-relay-failed: new_words\r\ncontent-length: 0\r\n\r\n";
+        check(Far::Answers(unknown), Code::UpstreamClosed, Maybe, 0).await;
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_the_callers_doing() {
+        let peer = peer(Far::GoneWhenRead);
+        let pieces = [Ok(http_body::Frame::data("half".into())), Err("gone".into())];
+        let body = OutboundBody::Stream(Box::pin(StreamBody::new(futures_util::stream::iter(pieces))));
+        let failure = send(&peer, Outbound { body, ..post("") }).await.map(drop).unwrap_err();
+        assert_eq!((failure.code, failure.dispatched), (FailureCode::ClientClosed, Dispatched::Maybe));
+        assert_eq!(peer.failed.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_read_to_its_end_ends_the_stream_and_one_that_is_not_leaves_it_to_be_reset() {
+        let whole = "HTTP/1.1 200 OK\r\nx-smg-relay-worker: w\r\ncontent-length: 2\r\n\r\nok";
+        let peer_done = peer(Far::Answers(whole));
+        let response = send(&peer_done, post("{}")).await.unwrap();
+        assert_eq!((response.status().as_u16(), &response.headers()[WORKER]), (200, &HeaderValue::from_static("w")));
+        assert_eq!(text(response.into_body()).await.unwrap(), "ok");
+        assert!(peer_done.ended.load(Ordering::SeqCst));
+        let asked = peer_done.asked.lock()[0].to_ascii_lowercase();
+        for line in ["post /v1/x http/1.1", "host: peer", "connection: close", "content-length: 2"] {
+            assert!(asked.contains(line), "{line} is not in {asked}");
+        }
+        assert!(asked.contains(&format!("x-smg-relay-worker: {}", worker_id())), "{asked}");
+
+        let part = "HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\nok";
+        let peer_cut = peer(Far::Answers(part));
+        let mut body = send(&peer_cut, post("{}")).await.unwrap().into_body();
+        assert!(body.frame().await.unwrap().is_ok());
+        drop(body);
+        assert!(!peer_cut.ended.load(Ordering::SeqCst));
+    }
+
+    #[tokio::test]
+    async fn the_address_of_another_machine_is_never_dialled() {
+        let own = Server::answering("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nmine").await;
+        let fleet = Fleet::new(FleetConfig::default());
+        let mut described = spec(&own.url());
+        described.api_key = Some(smg_base::Secret::new("sk-engine"));
+        let id = described.url.id(Some("there"));
+        let worker = fleet.import(id, described, DirectPath::Forbidden, Timestamp::ORIGIN).unwrap().worker;
+        let peer = peer(Far::Answers("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\ntheirs"));
+        let upstream = upstream(&Config::default()).with_peers(peer.clone());
+        let failure = upstream.send(&worker, post("{}")).await.map(drop).unwrap_err();
+        assert_eq!((failure.code, failure.dispatched), (FailureCode::ConnectFailed, Dispatched::No));
+        let via = Some(Via { peer: PeerId(7), rtt: Duration::ZERO });
+        fleet.set_reach(id, Reach { via, ..Reach::default() });
+        let response = upstream.send(&worker, post("{}")).await.unwrap();
+        assert_eq!(text(response.into_body()).await.unwrap(), "theirs");
+        until("the peer was asked", || peer.asked.lock().len() == 1).await;
+        let asked = peer.asked.lock()[0].to_ascii_lowercase();
+        assert!(asked.contains("x-smg-relay-errand: 1") && !asked.contains("sk-engine"), "{asked}");
+        assert_eq!(own.accepted(), 0);
+    }
+}
