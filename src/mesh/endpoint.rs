@@ -294,7 +294,10 @@ pub(crate) fn explained(error: &ConnectionError) -> DialError {
         ConnectionError::TransportError(ours) if ours.code == alert(AlertDescription::UnknownCA) => {
             DialError::OtherAuthority
         }
-        ConnectionError::TransportError(ours) if is_alert(ours.code) => DialError::Foreign(ours.reason.clone()),
+        ConnectionError::TransportError(ours) if is_alert(ours.code) => {
+            // What rustls puts before a text of our own.
+            DialError::Foreign(ours.reason.trim_start_matches("unexpected error: ").to_owned())
+        }
         ConnectionError::ConnectionClosed(theirs) if is_alert(theirs.error_code) => DialError::Refused,
         other => DialError::Broken(other.to_string()),
     }

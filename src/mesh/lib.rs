@@ -25,3 +25,6 @@ pub use journal::Journal;
 pub use mesh::{Mesh, Parts, describe};
 pub use relay::{RelayStream, Relayed};
 pub use token::{TOKEN_CHARS_MIN, new_token};
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
+    DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme,
     client::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
@@ -73,7 +73,8 @@ impl Verifier {
             Ok(identity) => Foreign::Cluster { theirs: identity.cluster, ours: self.cluster.clone() },
             Err(bad) => Foreign::Unnamed(bad),
         };
-        Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(foreign)))))
+        // Of all of rustls' errors this one alone shows the text as it is.
+        Err(Error::General(foreign.to_string()))
     }
 }
 
