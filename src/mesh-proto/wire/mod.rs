@@ -7,6 +7,8 @@
 
 mod lane;
 mod member;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bytes::{BufMut, Bytes, BytesMut};
