@@ -236,7 +236,7 @@ async fn a_restarted_node_tells_its_peers_that_it_has_forgotten_them() {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let crashing = process.spawn(async { endpoint("b", tokens(&["one"])) }).await.expect("it binds");
     let port = crashing.address();
-    let server = std::sync::Arc::clone(&crashing);
+    let server = Arc::clone(&crashing);
     let held = process.spawn(async move {
         let incoming = server.accept().await.expect("the endpoint is open");
         server.admit(incoming).await
