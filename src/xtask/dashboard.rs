@@ -129,6 +129,70 @@ const ROWS: &[(&str, &[Panel])] = &[
         ],
     ),
     (
+        "Mesh",
+        &[
+            Panel(
+                "Members by state, as each node sees them",
+                "short",
+                &[
+                    ("max by (state) (smg_mesh_members{$by})", "{{state}}, most"),
+                    ("min by (state) (smg_mesh_members{$by,state=\"alive\"})", "{{state}}, fewest"),
+                    ("max(smg_mesh_members_doubted{$by})", "doubted, most"),
+                ],
+            ),
+            Panel(
+                "Own changes that a peer has not acknowledged",
+                "short",
+                &[("max by (instance, store) (smg_mesh_lag_versions{$by})", "{{instance}} {{store}}")],
+            ),
+            Panel(
+                "Sent between nodes",
+                "Bps",
+                &[
+                    (
+                        "sum by (instance) (rate(smg_mesh_wire_bytes_total{$by,direction=\"sent\"}[$__rate_interval]))",
+                        "{{instance}}, all",
+                    ),
+                    (
+                        "sum by (class) (rate(smg_mesh_frame_bytes_total{$by,direction=\"sent\"}[$__rate_interval]))",
+                        "{{class}}",
+                    ),
+                ],
+            ),
+            Panel(
+                "Round trip to peers",
+                "s",
+                &[("max by (instance, peer) (smg_mesh_rtt_seconds{$by})", "{{instance}} to {{peer}}")],
+            ),
+            Panel(
+                "Relayed requests under way",
+                "short",
+                &[("sum by (instance, direction) (smg_mesh_relay_streams{$by})", "{{instance}} {{direction}}")],
+            ),
+            Panel("Entries by plane", "short", &[("max by (store) (router_mesh_store_cardinality{$by})", "{{store}}")]),
+            Panel(
+                "Nodes that know the same (0 if not)",
+                "short",
+                &[(
+                    "max by (store) (router_mesh_store_hash{$by}) == bool min by (store) (router_mesh_store_hash{$by})",
+                    "{{store}}",
+                )],
+            ),
+            Panel(
+                "News of members, and losses",
+                "ops",
+                &[
+                    ("sum by (state) (rate(smg_mesh_member_news_total{$by}[$__rate_interval]))", "{{state}}"),
+                    ("sum(rate(router_mesh_peer_reconnects_total{$by}[$__rate_interval]))", "reconnects"),
+                    (
+                        "sum by (status) (rate(router_mesh_peer_nack_total{$by}[$__rate_interval]))",
+                        "frames: {{status}}",
+                    ),
+                ],
+            ),
+        ],
+    ),
+    (
         "Trouble",
         &[
             Panel(
