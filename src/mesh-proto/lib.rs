@@ -31,3 +31,5 @@ pub use io::{
 pub use mesh::Mesh;
 pub use status::{LaneStatus, PlaneStatus, Status};
 pub use values::{ConfigValue, Digest, EngineFigures, Kind, Ledger, NodeInfo, Op, Verdict, Vote, WorkerAdd};
+#[doc(hidden)]
+pub use wire::{decode_changes, encode_changes};

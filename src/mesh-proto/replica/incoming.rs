@@ -73,9 +73,11 @@ impl Stage {
             self.last = Some(End { index: chunk.index, last });
         }
         for entry in chunk.entries {
-            let (key, value) = (Bytes::from(entry.key), entry.value.map(Bytes::from));
-            let newer = self.parts.get(&key).is_none_or(|known| known.version < entry.version);
+            let newer = self.parts.get(&entry.key).is_none_or(|known| known.version < entry.version);
             if newer {
+                // Copied, so that one small entry does not keep the whole frame in memory.
+                let key = Bytes::copy_from_slice(&entry.key);
+                let value = entry.value.as_deref().map(Bytes::copy_from_slice);
                 self.bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
                 self.parts.insert(key, Value { version: entry.version, value });
             }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::{
     Class, Kind, NodeId,
     lanes::{Lane, Position},
-    wire::{AckRow, ChunkOut, EntryOut, Last, Outcome, encode_chunk},
+    wire::{AckRow, ChunkRef, EntryRef, Last, Outcome, encode_chunk},
 };
 
 /// Bytes of keys and values in one part of a transfer, before the last entry.
@@ -133,7 +133,7 @@ impl Outgoing {
             }
             weight += key.len() + value.map_or(0, Bytes::len);
             cursor = version;
-            entries.push(EntryOut { version, key, value: value.map(|value| &**value) });
+            entries.push(EntryRef { version, key, value: value.map(|value| &**value) });
         }
         let is_last = lane.newer_than(cursor).next().is_none();
         let base = lane.base();
@@ -144,7 +144,7 @@ impl Outgoing {
             base_version: base.version,
         });
         let Sending { transfer, since, index, .. } = sending;
-        let bytes = encode_chunk(&ChunkOut {
+        let bytes = encode_chunk(&ChunkRef {
             writer,
             kind: kind as u8,
             epoch: self.epoch,

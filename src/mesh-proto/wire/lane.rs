@@ -1,6 +1,7 @@
 //! Frames of replication.
 
-use bincode::{Decode, Encode};
+use bincode::{BorrowDecode, Decode, Encode};
+use bytes::Bytes;
 
 use crate::NodeId;
 
@@ -40,7 +41,7 @@ pub(crate) struct HaveRow {
 
 /// A part of a transfer: of everything in a lane that is newer than `since`. The parts may arrive in any order; together they lead
 /// from `since` to the version that the last one names, and are applied at once, so that no node ever shows a lane as it never was.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
     /// Whose lane.
     pub(crate) writer: NodeId,
@@ -73,9 +74,31 @@ pub(crate) struct Last {
     pub(crate) base_version: u64,
 }
 
-/// A [`Chunk`] as its sender holds it: the same bytes on the wire.
-#[derive(Clone, Debug, Encode)]
-pub(crate) struct ChunkOut<'a> {
+impl Chunk {
+    /// The same, borrowed.
+    pub(crate) fn borrowed(&self) -> ChunkRef<'_> {
+        let Self { writer, kind, epoch, since, transfer, index, last, entries } = self;
+        let entries = entries.iter().map(|entry| EntryRef {
+            version: entry.version,
+            key: &entry.key,
+            value: entry.value.as_deref(),
+        });
+        ChunkRef {
+            writer: *writer,
+            kind: *kind,
+            epoch: *epoch,
+            since: *since,
+            transfer: *transfer,
+            index: *index,
+            last: *last,
+            entries: entries.collect(),
+        }
+    }
+}
+
+/// A [`Chunk`] as it is on the wire: its sender copies no entry, and its receiver none before it knows that it wants them.
+#[derive(Clone, Debug, Encode, BorrowDecode)]
+pub(crate) struct ChunkRef<'a> {
     /// Whose lane.
     pub(crate) writer: NodeId,
     /// Which of it.
@@ -91,12 +114,25 @@ pub(crate) struct ChunkOut<'a> {
     /// What the last part says.
     pub(crate) last: Option<Last>,
     /// Entries by version.
-    pub(crate) entries: Vec<EntryOut<'a>>,
+    pub(crate) entries: Vec<EntryRef<'a>>,
 }
 
-/// An [`Entry`] as its sender holds it.
-#[derive(Clone, Copy, Debug, Encode)]
-pub(crate) struct EntryOut<'a> {
+impl ChunkRef<'_> {
+    /// The chunk, its entries still parts of the frame that it was read from.
+    pub(crate) fn within(self, frame: &Bytes) -> Chunk {
+        let Self { writer, kind, epoch, since, transfer, index, last, entries } = self;
+        let entries = entries.into_iter().map(|entry| Entry {
+            version: entry.version,
+            key: frame.slice_ref(entry.key),
+            value: entry.value.map(|value| frame.slice_ref(value)),
+        });
+        Chunk { writer, kind, epoch, since, transfer, index, last, entries: entries.collect() }
+    }
+}
+
+/// An [`Entry`] as it is on the wire.
+#[derive(Clone, Copy, Debug, Encode, BorrowDecode)]
+pub(crate) struct EntryRef<'a> {
     /// The version that set it.
     pub(crate) version: u64,
     /// Its key.
@@ -105,15 +141,15 @@ pub(crate) struct EntryOut<'a> {
     pub(crate) value: Option<&'a [u8]>,
 }
 
-/// An entry of a lane.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+/// An entry of a lane. Its bytes are part of a frame: whoever keeps it copies them, or else keeps the frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     /// The version that set it.
     pub(crate) version: u64,
     /// Its key.
-    pub(crate) key: Vec<u8>,
+    pub(crate) key: Bytes,
     /// Its value; none is a tombstone.
-    pub(crate) value: Option<Vec<u8>>,
+    pub(crate) value: Option<Bytes>,
 }
 
 /// What became of a part of a transfer.

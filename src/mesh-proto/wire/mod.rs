@@ -13,7 +13,11 @@ pub(crate) mod tests;
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bytes::{BufMut, Bytes, BytesMut};
 
-pub(crate) use lane::{AckRow, Chunk, ChunkOut, EntryOut, HaveRow, LaneFrame, LaneRow, Last, Outcome, Pull, Rows};
+use crate::{Kind, NodeId};
+
+pub(crate) use lane::{
+    AckRow, Chunk, ChunkRef, Entry, EntryRef, HaveRow, LaneFrame, LaneRow, Last, Outcome, Pull, Rows,
+};
 pub(crate) use member::{
     Answer, Confirm, ConfirmReply, Echo, Heard, Hello, Holds, Leaving, Members, NameTaken, Roll, Seen, SeenState, Start,
 };
@@ -127,7 +131,7 @@ pub(crate) fn encode(frame: &Frame) -> Bytes {
 fn encode_lane(frame: &LaneFrame) -> Bytes {
     match frame {
         LaneFrame::Have(rows) => framed(FrameKind::HAVE, rows),
-        LaneFrame::Chunk(chunk) => framed(FrameKind::CHUNK, chunk),
+        LaneFrame::Chunk(chunk) => encode_chunk(&chunk.borrowed()),
         LaneFrame::Ack(rows) => framed(FrameKind::ACK, rows),
         LaneFrame::Root(root) => framed(FrameKind::ROOT, root),
         LaneFrame::Equal(root) => framed(FrameKind::EQUAL, root),
@@ -138,7 +142,7 @@ fn encode_lane(frame: &LaneFrame) -> Bytes {
 }
 
 /// The bytes of a part of a transfer, without copying its entries first.
-pub(crate) fn encode_chunk(chunk: &ChunkOut<'_>) -> Bytes {
+pub(crate) fn encode_chunk(chunk: &ChunkRef<'_>) -> Bytes {
     framed(FrameKind::CHUNK, chunk)
 }
 
@@ -170,7 +174,7 @@ pub(crate) fn decode(bytes: &Bytes, bytes_max: usize) -> Result<Decoded, Misbeha
         FrameKind::NAME_TAKEN => Frame::NameTaken(unframed(&payload)?),
         FrameKind::LEAVING => Frame::Leaving(unframed(&payload)?),
         FrameKind::HAVE => Frame::Lane(LaneFrame::Have(unframed(&payload)?)),
-        FrameKind::CHUNK => Frame::Lane(LaneFrame::Chunk(unframed(&payload)?)),
+        FrameKind::CHUNK => Frame::Lane(LaneFrame::Chunk(unframed_chunk(&payload)?)),
         FrameKind::ACK => Frame::Lane(LaneFrame::Ack(unframed(&payload)?)),
         FrameKind::ROOT => Frame::Lane(LaneFrame::Root(unframed(&payload)?)),
         FrameKind::EQUAL => Frame::Lane(LaneFrame::Equal(unframed(&payload)?)),
@@ -216,7 +220,44 @@ fn raw(kind: u8, payload: &Bytes) -> Bytes {
     bytes.freeze()
 }
 
+fn unframed_chunk(payload: &Bytes) -> Result<Chunk, Misbehaviour> {
+    let (chunk, read): (ChunkRef<'_>, usize) =
+        bincode::borrow_decode_from_slice(payload, codec()).map_err(|_| Misbehaviour::Payload)?;
+    if read == payload.len() { Ok(chunk.within(payload)) } else { Err(Misbehaviour::Payload) }
+}
+
 fn unframed<T: bincode::Decode<()>>(payload: &[u8]) -> Result<T, Misbehaviour> {
     let (value, read) = bincode::decode_from_slice(payload, codec()).map_err(|_| Misbehaviour::Payload)?;
     if read == payload.len() { Ok(value) } else { Err(Misbehaviour::Payload) }
+}
+
+/// The codec alone, for benchmarks: the frames in which a transfer of these changes travels.
+#[doc(hidden)]
+pub fn encode_changes(writer: NodeId, kind: Kind, changes: &[(Bytes, Bytes)], frame_bytes_max: usize) -> Vec<Bytes> {
+    let (mut frames, mut entries, mut weight) = (Vec::new(), Vec::new(), 0);
+    let frame = |entries: Vec<EntryRef<'_>>, index: usize, last: Option<Last>| {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        encode_chunk(&ChunkRef { writer, kind: kind as u8, epoch: 1, since: 0, transfer: 1, index, last, entries })
+    };
+    let mut version = 0;
+    for (key, value) in changes {
+        version += 1;
+        weight += key.len() + value.len();
+        entries.push(EntryRef { version, key, value: Some(value) });
+        if weight >= frame_bytes_max / 4 {
+            frames.push(frame(std::mem::take(&mut entries), frames.len(), None));
+            weight = 0;
+        }
+    }
+    frames.push(frame(entries, frames.len(), Some(Last { version, collected: 0, base_epoch: 0, base_version: 0 })));
+    frames
+}
+
+/// The codec alone, for benchmarks: how many changes such a frame holds; none if it cannot be read.
+#[doc(hidden)]
+pub fn decode_changes(frame: &Bytes, frame_bytes_max: usize) -> Option<usize> {
+    match decode(frame, frame_bytes_max) {
+        Ok(Decoded::Frame(Frame::Lane(LaneFrame::Chunk(chunk)))) => Some(chunk.entries.len()),
+        _ => None,
+    }
 }
