@@ -243,7 +243,8 @@ async fn a_restarted_node_tells_its_peers_that_it_has_forgotten_them() {
     });
     let peer = a.dial(port, Purpose::Mesh).await.expect("they connect");
     let held = held.await.expect("it runs").expect("it is let in");
-    process.shutdown_background();
+    // Once nothing runs any more, not even a close can be sent.
+    tokio::task::spawn_blocking(move || process.shutdown_timeout(Duration::from_secs(5))).await.expect("it ends");
     drop((crashing, held));
     let again = loop {
         match Endpoint::bind(port, tokens(&["one"]), identity("smg", "b")) {
