@@ -16,6 +16,8 @@ mod metrics;
 #[cfg(feature = "lab")]
 mod mock_worker;
 mod output;
+#[cfg(feature = "lab")]
+mod simulate;
 #[cfg(test)]
 mod tests;
 mod workers;
@@ -64,6 +66,10 @@ enum Verb {
     /// Start a gateway together with fake engines, to try it out.
     #[cfg(feature = "lab")]
     Demo(demo::Args),
+    /// Simulate clusters.
+    #[cfg(feature = "lab")]
+    #[command(subcommand)]
+    Simulate(simulate::Verb),
 }
 
 /// Why a command failed.
@@ -166,6 +172,8 @@ fn dispatch(matches: &ArgMatches) -> Result<(), Failure> {
         Some(Verb::MockWorker(args)) => mock_worker::run(args),
         #[cfg(feature = "lab")]
         Some(Verb::Demo(args)) => demo::run(&args, inputs()),
+        #[cfg(feature = "lab")]
+        Some(Verb::Simulate(verb)) => simulate::run(&verb),
     }
 }
 

@@ -30,6 +30,12 @@ pub(super) fn note(text: &str) {
     let _gone = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// Says how far something is, on the line where it said so before.
+#[cfg(feature = "lab")]
+pub(super) fn progress(text: &str) {
+    let _gone = write!(std::io::stderr().lock(), "\r\x1b[K{text}");
+}
+
 /// Prints JSON, indented.
 pub(super) fn print_json(value: &Value) -> Result<(), Failure> {
     print(&format!("{value:#}\n"))

@@ -231,8 +231,9 @@ impl World {
         let second = self.now.as_nanos() / 1_000_000_000;
         for place in 0..self.plan.nodes {
             let traffic = self.network.traffic[place];
-            if traffic.frames > (second + 1) * peers * FRAMES_PER_PEER_MAX {
-                let what = format!("n{place} sent {} frames in {second} s", traffic.frames);
+            let before = self.judge.frames.insert(place, traffic.frames).unwrap_or(0);
+            if traffic.frames - before > peers * FRAMES_PER_PEER_MAX {
+                let what = format!("n{place} sent {} frames in a second", traffic.frames - before);
                 self.judge.blame(self.now, Promise::Bounded, what);
             }
             if traffic.dials > (second + 5) * peers * 10 {

@@ -80,7 +80,9 @@ pub(crate) struct History {
     pub(crate) touched: Timestamp,
     /// How often something was asked against it: an add that was asked before does not make it present.
     pub(crate) against: u64,
-    /// Whether a removal covered its declaration: then a declaration no longer brings it back.
+    /// Whether it was ever asked to be removed: then a declaration need not bring it back.
+    pub(crate) is_removal_asked: bool,
+    /// Whether a removal covered its declaration: then a declaration does not bring it back.
     pub(crate) is_declaration_removed: bool,
     /// When a node last found it sick.
     pub(crate) sick: Option<Timestamp>,
@@ -131,6 +133,8 @@ pub(crate) struct Judge {
     /// Why it was last not whole.
     pub(crate) not_whole: String,
     pub(crate) has_lost_disks: bool,
+    /// Frames each place had sent a second ago.
+    pub(crate) frames: BTreeMap<usize, u64>,
 }
 
 /// Violations that are kept of a run: the first ones tell most.
@@ -144,8 +148,14 @@ impl Judge {
         }
     }
 
-    /// A process is gone: nothing it was asked will be answered.
+    /// A process is gone: nothing it was asked will be answered. What it was asked against a worker may have been done at any
+    /// moment until now.
     pub(crate) fn forget(&mut self, place: usize) {
+        for waiting in self.waiting.values().filter(|waiting| waiting.place == place) {
+            if let Ask::Remove { worker } | Ask::Withdraw { worker } = waiting.ask {
+                self.workers[worker].against += 1;
+            }
+        }
         self.waiting.retain(|_, waiting| waiting.place != place);
         self.wrongly_down.retain(|(at, _, _), _| *at != place);
     }
@@ -159,6 +169,11 @@ impl Judge {
 }
 
 impl Waiting {
+    /// Whether it may yet be done to a worker.
+    pub(crate) fn is_against(&self, number: usize) -> bool {
+        matches!(self.ask, Ask::Remove { worker } | Ask::Withdraw { worker } if worker == number)
+    }
+
     /// Whether the outcome says something of a worker.
     pub(crate) fn is_about(&self, number: usize) -> bool {
         match self.ask {

@@ -346,7 +346,7 @@ impl Plan {
     }
 
     /// The nodes a fault speaks of all take part.
-    pub(crate) fn is_sound(&self) -> bool {
+    pub fn is_sound(&self) -> bool {
         let named = |harm: &Harm| match harm {
             Harm::Loss { links, .. } | Harm::Bursts { links, .. } | Harm::Delay { links, .. } | Harm::Cut { links } => {
                 links.greatest()

@@ -8,7 +8,7 @@ use std::{
 };
 
 use smg_base::{Timestamp, WorkerId};
-use smg_mesh_proto::{Batch, Config, Input, Ledger, Limits, NodeId, Timers, Vote};
+use smg_mesh_proto::{Batch, Config, Input, Ledger, Limits, MemberState, NodeId, Timers, Vote};
 
 use crate::{
     agenda::Frame,
@@ -107,6 +107,8 @@ pub(crate) struct Process {
     pub(crate) votes: BTreeMap<usize, Option<Vote>>,
     pub(crate) ledgers: BTreeMap<usize, Ledger>,
     pub(crate) draining: bool,
+    /// What it last said of each member.
+    pub(crate) members: BTreeMap<NodeId, MemberState>,
 }
 
 impl Process {
@@ -186,5 +188,6 @@ pub(crate) fn start(
         votes: BTreeMap::new(),
         ledgers: BTreeMap::new(),
         draining: false,
+        members: BTreeMap::new(),
     }
 }

@@ -108,6 +108,7 @@ impl World {
                 let history = &mut self.judge.workers[number];
                 history.touched = self.now;
                 history.against += 1;
+                history.is_removal_asked |= matches!(ask, Ask::Remove { .. });
                 if history.expected == Expected::Present {
                     history.expected = Expected::Open;
                     history.shown.clear();
@@ -246,6 +247,7 @@ impl World {
         if member.doubted {
             self.reached.mark(Mark::Doubted);
         }
+        self.note_change(place, member);
         let Some(about) = (0..self.plan.nodes).find(|other| self.places[*other].id == member.node) else { return };
         if !self.is_judged || place >= self.plan.nodes || about == place {
             return;
@@ -256,6 +258,15 @@ impl World {
         }
         if member.state == MemberState::Down && self.is_long_calm(place) && self.is_long_calm(about) {
             self.judge.blame(self.now, Promise::AliveUp, format!("n{place} says that n{about} is down"));
+        }
+    }
+
+    fn note_change(&mut self, place: usize, member: &Member) {
+        let Some(process) = self.places[place].process.as_mut() else { return };
+        match (process.members.insert(member.node, member.state), member.state) {
+            (Some(MemberState::Suspect), MemberState::Alive) => self.reached.mark(Mark::Refuted),
+            (Some(MemberState::Down), MemberState::Alive) => self.reached.mark(Mark::CameBack),
+            _ => {}
         }
     }
 
@@ -301,9 +312,10 @@ impl World {
         let process = (waiting.place, waiting.generation);
         match waiting.ask {
             Ask::Add { worker } => {
+                let is_threatened = self.judge.waiting.values().any(|other| other.is_against(worker));
                 let history = &mut self.judge.workers[worker];
                 history.touched = now;
-                let counts = !waiting.is_declared || !history.is_declaration_removed;
+                let counts = !is_threatened && !(waiting.is_declared && history.is_removal_asked);
                 if history.against == waiting.against && counts && !matches!(history.expected, Expected::Absent { .. })
                 {
                     history.expected = Expected::Present;
