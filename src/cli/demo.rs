@@ -91,7 +91,12 @@ pub(super) fn run(args: &Args, mut inputs: Inputs) -> Result<(), Failure> {
     ] {
         inputs.env.entry(variable.to_owned()).or_insert_with(|| value.to_owned());
     }
-    let config = load(&inputs)?;
+    let mut first = inputs.clone();
+    if args.nodes.get() > 1 {
+        first.flags.set("enable_mesh", ["true".to_owned()]);
+        first.flags.set("mesh_host", ["127.0.0.1".to_owned()]);
+    }
+    let config = load(&first)?;
     let runtime = launch::runtime(&config)?;
     let engines = runtime.block_on(engines(args))?;
     let plan = Plan::new(args, &config, &engines)?;

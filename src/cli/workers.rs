@@ -182,7 +182,11 @@ const COLUMNS: [(&str, &str); 8] = [
 
 fn row(worker: &Value) -> Vec<String> {
     let name = |model: &Value| output::cell(model.get("id").unwrap_or(model));
+    // Who does not probe a worker itself has nothing better to say of it than who does.
+    let is_relayed = worker.get("via").is_some_and(Value::is_string)
+        && worker.get("status").and_then(Value::as_str).is_some_and(|status| !matches!(status, "ready" | "draining"));
     let shown = |field: &str| match worker.get(field) {
+        Some(_) if field == "status" && is_relayed => "relayed".to_owned(),
         Some(Value::Array(models)) if models.is_empty() => "any".to_owned(),
         Some(Value::Array(models)) => models.iter().map(name).collect::<Vec<_>>().join(","),
         Some(value) => output::cell(value),

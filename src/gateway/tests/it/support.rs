@@ -19,7 +19,7 @@ use smg_base::{Clock, PeerId, SplitMix, WorkerId};
 use smg_fleet::{
     ClusterVerdict, DirectPath, Fleet, FleetConfig, HealthConfig, Origin, ProbeDuty, Reach, Via, WorkerSpec,
 };
-use smg_gateway::{AdminAccess, Config, Gateway, Parts, Settings, router, serve_relayed};
+use smg_gateway::{AdminAccess, Cluster, Config, Gateway, Parts, Settings, router, serve_relayed};
 use smg_mock_worker::MockWorker;
 use smg_runtime::{Shutdown, SystemClock, metrics::Registrar};
 use smg_upstream::{PeerStream, Peers, Upstream};
@@ -100,6 +100,11 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(name: &str, change: impl FnOnce(&mut Settings)) -> Self {
+        Self::within(name, None, change)
+    }
+
+    /// The same as part of a cluster.
+    pub(crate) fn within(name: &str, cluster: Option<Arc<dyn Cluster>>, change: impl FnOnce(&mut Settings)) -> Self {
         let id = PeerId(smg_base::hash::stable128(name.as_bytes()));
         let registrar = Registrar::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
@@ -117,7 +122,7 @@ impl Node {
             random: Arc::new(SplitMix::new(1)),
             shutdown: Shutdown::new(),
             registrar: registrar.clone(),
-            cluster: None,
+            cluster,
         };
         let mut settings = Settings { admin_access: AdminAccess::Anyone, ..Settings::default() };
         change(&mut settings);
