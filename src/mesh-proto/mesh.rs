@@ -74,12 +74,7 @@ impl Mesh {
             },
             Input::Persisted { sequence } => self.replica.persisted(now, sequence),
             Input::Leave => self.leave(now),
-            Input::Tick => {
-                self.membership.tick(now);
-                if self.replica.next_tick() <= now {
-                    self.replica.tick(now);
-                }
-            }
+            Input::Tick => self.membership.tick(now),
         }
         self.settle(now, out);
     }
@@ -156,6 +151,9 @@ impl Mesh {
             let was_quiet = effects.is_empty();
             for effect in effects {
                 self.effect(now, effect, out);
+            }
+            if self.replica.next_tick() <= now {
+                self.replica.tick(now);
             }
             let had_nothing = self.pass_on(out);
             if was_quiet && had_nothing && !self.advance(now, out) {

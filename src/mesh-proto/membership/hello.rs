@@ -91,11 +91,11 @@ impl Membership {
         if holder.instance == challenger.instance {
             return self.close(now, contest.challenger, CloseCode::Redundant);
         }
-        // Two nodes of one name live. Mostly the second has just started. If both belong to a cluster, two parts of it that were
-        // apart have met; all members must turn away the same one then, and the run that is the older stays.
+        // Two nodes of one name live. Mostly the second has just started. If it belongs to a cluster already, two parts of it that
+        // were apart have met; all members must turn away the same one then, and the run that is the older stays.
         let older =
             (Reverse(challenger.age_ms), challenger.instance) < (Reverse(self.age(now, &holder)), holder.instance);
-        if challenger.start == Start::Joined && holder.start == Start::Joined && older {
+        if challenger.start == Start::Joined && older {
             if let Some(before) = self.sessions.with(peer) {
                 self.send_over(before, &Frame::NameTaken(NameTaken { address: challenger.advertise }));
             }

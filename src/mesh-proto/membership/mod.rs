@@ -256,6 +256,9 @@ impl Membership {
             self.doubts.next_tick(|node| self.rtt(node)),
             self.lost.next_tick(),
         ];
+        if std::env::args().any(|a| a.contains("paused")) {
+            eprintln!("DBG {exact:?} {:?}", self.next_beat);
+        }
         exact.into_iter().flatten().fold(self.next_beat, Timestamp::min)
     }
 

@@ -173,6 +173,9 @@ impl Swim {
                 Timer::ProbeRandomMember(_) | Timer::SendIndirectProbe { .. } | Timer::ChangeSuspectToDown { .. }
             );
             let factor = if slow && self.pace == Pace::Stretched { 2 } else { 1 };
+            if delay.is_zero() {
+                panic!("zero {timer:?}");
+            }
             self.timers.push(now + delay * factor, timer);
         }
     }

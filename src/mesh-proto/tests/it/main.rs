@@ -1,0 +1,5 @@
+//! Small clusters in virtual time.
+
+mod cluster;
+mod hostile;
+mod membership;
