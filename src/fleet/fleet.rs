@@ -131,7 +131,7 @@ impl Fleet {
         let mut table = self.table.lock();
         let origin = table.entries.get(&id).map_or(Origin::Mesh, |entry| entry.worker.origin);
         let added = table.put_as(id, spec, origin, now)?;
-        added.worker.state.paths.set_direct(direct);
+        added.worker.state.set_direct(direct);
         if added.change != Change::Unchanged {
             self.publish(table);
         }
@@ -142,18 +142,18 @@ impl Fleet {
     pub fn set_reach(&self, id: WorkerId, reach: Reach) {
         let mut table = self.table.lock();
         let Some(entry) = table.entries.get_mut(&id) else { return };
-        let paths = &entry.worker.state.paths;
-        if paths.outlook().duty() == ProbeDuty::Light && reach.duty == ProbeDuty::Full {
+        let state = &entry.worker.state;
+        if state.paths.outlook().duty() == ProbeDuty::Light && reach.duty == ProbeDuty::Full {
             // Nobody else may be looking any more.
             entry.next_probe = Timestamp::ORIGIN;
         }
-        paths.set_reach(reach);
+        state.set_reach(reach);
     }
 
     /// Takes down what the other gateways have at a worker; nothing if it is not there.
     pub fn set_peer_load(&self, id: WorkerId, load: PeerLoad) {
         if let Some(worker) = self.snapshot().worker(id) {
-            worker.state.load.set_peers(load);
+            worker.state.set_peers(load);
         }
     }
 

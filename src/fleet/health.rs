@@ -149,13 +149,31 @@ impl Health {
     /// Where the worker stands.
     #[inline]
     pub fn status(&self) -> Status {
-        match self.status.load(Ordering::Acquire) {
+        match self.status.load(Ordering::Acquire) & !HAS_OUTLOOK {
             0 => Status::Pending,
             1 => Status::Ready,
             2 => Status::NotReady,
             3 => Status::Failed,
             _ => Status::Draining,
         }
+    }
+
+    /// Whether the worker is ready and nothing is known that could say otherwise: one read for what holds of nearly all
+    /// workers.
+    #[inline]
+    pub(crate) fn is_plainly_ready(&self) -> bool {
+        self.status.load(Ordering::Acquire) == Status::Ready as u8
+    }
+
+    /// Whether there is more to look at than the status.
+    #[inline]
+    pub(crate) fn has_outlook(&self) -> bool {
+        self.status.load(Ordering::Acquire) & HAS_OUTLOOK != 0
+    }
+
+    /// Says that there is more to look at, from now on.
+    pub(crate) fn note_outlook(&self) {
+        self.status.fetch_or(HAS_OUTLOOK, Ordering::AcqRel);
     }
 
     /// The last probe that failed, and when it did.
@@ -225,10 +243,16 @@ impl Health {
         let from = machine.status();
         step(&mut machine);
         let to = machine.status();
-        self.status.store(to as u8, Ordering::Release);
+        let published = |old: u8| Some(old & HAS_OUTLOOK | to as u8);
+        // It always gives a new value, so it cannot fail.
+        let _ = self.status.fetch_update(Ordering::AcqRel, Ordering::Acquire, published);
         (from != to).then_some(StatusChange { from, to })
     }
 }
+
+/// The bit beside the status that says that peers or other nodes have something to say about the worker. It stands here so that
+/// a decision that has nothing to do with peers reads nothing for them.
+const HAS_OUTLOOK: u8 = 1 << 7;
 
 /// Whether a worker is being drained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

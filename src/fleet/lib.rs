@@ -52,4 +52,4 @@ pub use spec::{
 };
 pub use ticket::Ticket;
 pub use url::{Scheme, UrlError, WorkerUrl};
-pub use worker::{Worker, WorkerState};
+pub use worker::{Beyond, Worker, WorkerState};

@@ -113,20 +113,8 @@ impl Load {
         PeerLoad { requests, decoding, pending_tokens: self.peers.pending_tokens.load(Ordering::Relaxed) }
     }
 
-    /// Requests that this gateway and the others have there.
-    #[inline]
-    pub fn requests(&self) -> u32 {
-        self.in_flight().saturating_add(halves(self.peers.requests.load(Ordering::Relaxed)).0)
-    }
-
-    /// Prompt tokens of the requests of all gateways whose first token has not come.
-    #[inline]
-    pub fn all_pending_tokens(&self) -> u64 {
-        self.pending_tokens().saturating_add(self.peers.pending_tokens.load(Ordering::Relaxed))
-    }
-
     /// Takes down what the other gateways have there.
-    pub fn set_peers(&self, peers: PeerLoad) {
+    pub(crate) fn set_peers(&self, peers: PeerLoad) {
         self.peers.requests.store(word(peers.requests, peers.decoding), Ordering::Relaxed);
         self.peers.pending_tokens.store(peers.pending_tokens, Ordering::Relaxed);
     }
@@ -171,7 +159,11 @@ impl Load {
 
     /// Takes down the engine's figures; not a number and out of range become the nearest that makes sense.
     pub fn set_engine(&self, engine: EngineLoad) {
-        let foreign = engine.running.saturating_add(engine.waiting).saturating_sub(self.requests());
+        let foreign = engine
+            .running
+            .saturating_add(engine.waiting)
+            .saturating_sub(self.in_flight())
+            .saturating_sub(self.peers().requests);
         self.set_engine_heard(engine, foreign);
     }
 
@@ -260,7 +252,7 @@ impl LoadGuard {
         let load = &state.load;
         load.relayed.fetch_add(1, Ordering::Relaxed);
         load.processed.fetch_add(1, Ordering::Relaxed);
-        let tokens_ahead = load.all_pending_tokens();
+        let tokens_ahead = load.pending_tokens().saturating_add(load.peers().pending_tokens);
         Self { state, tokens: 0, tokens_ahead, stage: Stage::Relayed, key: None }
     }
 

@@ -270,7 +270,7 @@ mod tests {
             let is_direct = expected == Some(Path::Direct);
             assert_eq!(worker.can_take(Relaying::Forbidden, at(1)), is_direct);
             let seconds = if matches!(expected, Some(Path::Via(_))) { 0.0015 } else { 0.0 };
-            assert_eq!(worker.path_seconds(at(1)), seconds);
+            assert_eq!(worker.beyond(at(1)).path_seconds, seconds);
             assert_eq!(worker.admit(at(1)).map(|ticket| ticket.path()), expected);
             assert_eq!(worker.admit_by(Relaying::Forbidden, at(1)).is_some(), is_direct);
         };
@@ -406,7 +406,7 @@ mod tests {
         let _own = worker.state.begin(10);
         let peers = PeerLoad { requests: 5, decoding: 2, pending_tokens: 300 };
         fleet.set_peer_load(worker.id, peers);
-        assert_eq!((load.requests(), load.all_pending_tokens(), load.peers()), (6, 310, peers));
+        assert_eq!((worker.requests(), worker.pending_tokens(), load.peers()), (6, 310, peers));
         load.set_engine(said);
         assert_eq!(load.foreign_requests(), 4);
         fleet.set_engine_source(worker.id, EngineSource::Heard);

@@ -6,8 +6,8 @@ use smg_base::{Timestamp, WorkerId};
 
 use crate::{
     Breaker, BreakerConfig, ClusterVerdict, DirectPath, Engine, EngineProfile, EngineSource, Health, HealthConfig,
-    HealthVote, Load, LoadGuard, ModelCard, Offer, Origin, Path, Rates, Relaying, Status, Ticket, Via, WorkerSpec,
-    path::Paths,
+    HealthVote, Load, LoadGuard, ModelCard, Offer, Origin, Path, PeerLoad, Rates, Reach, Relaying, Status, Ticket, Via,
+    WorkerSpec, path::Paths,
 };
 
 /// One revision of a worker: what was said of it and found out about it, and the state it shares with its other
@@ -55,6 +55,28 @@ impl WorkerState {
             breaker: Breaker::new(breaker),
             rates: Rates::default(),
             paths: Paths::new(breaker),
+        }
+    }
+
+    /// Takes on what the nodes together know.
+    pub(crate) fn set_reach(&self, reach: Reach) {
+        self.paths.set_reach(reach);
+        self.health.note_outlook();
+    }
+
+    /// Takes down what the other gateways have there.
+    pub(crate) fn set_peers(&self, load: PeerLoad) {
+        self.load.set_peers(load);
+        if load != PeerLoad::default() {
+            self.health.note_outlook();
+        }
+    }
+
+    /// Says whether this node may use the worker itself.
+    pub(crate) fn set_direct(&self, direct: DirectPath) {
+        if direct != self.paths.outlook().direct() {
+            self.paths.set_direct(direct);
+            self.health.note_outlook();
         }
     }
 
@@ -178,14 +200,28 @@ impl Worker {
         self.path_of(self.way(Relaying::Allowed, now)?)
     }
 
-    /// The seconds that the path adds to each request; zero where it is the direct one, or where there is none.
+    /// What peers add to a decision; nothing where they have nothing to do with the worker.
     #[inline]
-    pub fn path_seconds(&self, now: Timestamp) -> f32 {
-        let Some(rtt) = self.state.paths.outlook().rtt() else { return 0.0 };
-        match self.way(Relaying::Allowed, now) {
-            Some(Way::Via) => rtt.as_secs_f32(),
-            Some(Way::Direct) | None => 0.0,
+    pub fn beyond(&self, now: Timestamp) -> Beyond {
+        if self.state.health.has_outlook() {
+            Beyond { path_seconds: self.path_seconds(now), load: self.state.load.peers() }
+        } else {
+            Beyond::default()
         }
+    }
+
+    /// Requests that this gateway and the others have there.
+    #[inline]
+    pub fn requests(&self) -> u32 {
+        let own = self.state.load.in_flight();
+        if self.state.health.has_outlook() { own.saturating_add(self.state.load.peers().requests) } else { own }
+    }
+
+    /// Prompt tokens of the requests of all gateways whose first token has not come.
+    #[inline]
+    pub fn pending_tokens(&self) -> u64 {
+        let own = self.state.load.pending_tokens();
+        if self.state.health.has_outlook() { own.saturating_add(self.state.load.peers().pending_tokens) } else { own }
     }
 
     /// Permission to send it one request. None if it may not be used, or if another request has just become the
@@ -230,6 +266,21 @@ impl Worker {
 
     #[inline]
     fn way(&self, relaying: Relaying, now: Timestamp) -> Option<Way> {
+        if self.state.health.is_plainly_ready() {
+            return self.state.breaker.would_admit(now).then_some(Way::Direct);
+        }
+        if self.state.health.has_outlook() { self.way_of_many(relaying, now) } else { None }
+    }
+
+    fn path_seconds(&self, now: Timestamp) -> f32 {
+        let Some(rtt) = self.state.paths.outlook().rtt() else { return 0.0 };
+        match self.way(Relaying::Allowed, now) {
+            Some(Way::Via) => rtt.as_secs_f32(),
+            Some(Way::Direct) | None => 0.0,
+        }
+    }
+
+    fn way_of_many(&self, relaying: Relaying, now: Timestamp) -> Option<Way> {
         let status = self.status();
         let outlook = self.state.paths.outlook();
         if outlook.is_down() || status == Status::Draining {
@@ -255,6 +306,15 @@ impl Worker {
     pub fn is_idle(&self) -> bool {
         self.state.load.in_flight() == 0 && self.state.load.relayed() == 0
     }
+}
+
+/// What peers add to a decision.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Beyond {
+    /// Seconds that the way there adds to each request; zero where it is the direct one, or where there is none.
+    pub path_seconds: f32,
+    /// What the other gateways have there.
+    pub load: PeerLoad,
 }
 
 /// A path without its peer.

@@ -67,7 +67,7 @@ impl Buckets {
         random: &dyn Random,
     ) -> Choice {
         let load = |position: u32| {
-            let tokens = pool.workers[position as usize].state.load.all_pending_tokens();
+            let tokens = pool.workers[position as usize].pending_tokens();
             tokens as f64 * bytes_per_token
         };
         let loads = candidates.iter().map(|candidate| load(candidate.position));

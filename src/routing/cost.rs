@@ -162,12 +162,14 @@ impl Estimate {
         let engine = load.engine().filter(|engine| now.since(engine.at) <= ENGINE_AGE_MAX);
         let foreign = engine.map_or(0, |_| load.foreign_requests());
         let foreign_waiting = engine.map_or(0, |engine| engine.waiting.min(foreign)) as f32;
-        let active = load.requests().saturating_add(foreign);
+        let beyond = worker.beyond(now);
+        let active = load.in_flight().saturating_add(beyond.load.requests).saturating_add(foreign);
+        let pending_tokens = load.pending_tokens().saturating_add(beyond.load.pending_tokens);
         let kv_usage = engine.map_or(0.0, |engine| engine.kv_usage.min(KV_USAGE_MAX));
         Work {
-            path: worker.path_seconds(now),
+            path: beyond.path_seconds,
             rate: measured_rate(worker),
-            pending_tokens: load.all_pending_tokens() as f32 + foreign_waiting * self.mean_prefill_tokens,
+            pending_tokens: pending_tokens as f32 + foreign_waiting * self.mean_prefill_tokens,
             wait: wait_for_a_place(worker, active),
             decode: active as f32 * self.decode_seconds,
             kv: self.kv_pressure_seconds * kv_usage / (1.0 - kv_usage),
@@ -290,7 +292,8 @@ mod tests {
         near(found[1].terms.path, 0.08);
         near(found[1].total, idle + 0.08);
         near(found[0].terms.path, 0.0);
-        workers.state(2).load.set_peers(PeerLoad { requests: 3, decoding: 1, pending_tokens: 4_000 });
+        let peers = PeerLoad { requests: 3, decoding: 1, pending_tokens: 4_000 };
+        workers.fleet().set_peer_load(workers.pool().workers[2].id, peers);
         let found = costs(&workers);
         near(found[2].terms.queue, 0.5);
         near(found[2].terms.decode, 0.06);

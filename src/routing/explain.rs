@@ -348,7 +348,7 @@ fn considered(worker: &Worker, cost: Option<&Cost>, now: Timestamp) -> Considere
         standing: Standing::Considered,
         path: worker.path(now).map(PathTaken::from),
         in_flight: load.in_flight(),
-        peers_in_flight: load.peers().requests,
+        peers_in_flight: worker.beyond(now).load.requests,
         pending_tokens: load.pending_tokens(),
         matched_tokens: cost.map_or(0, |cost| cost.matched_tokens),
         seconds: cost.map(|cost| cost.terms),

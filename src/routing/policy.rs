@@ -244,7 +244,7 @@ impl Policy {
 
     /// The worker for a routing key that has none.
     fn assign(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) -> Choice {
-        let load = |position: u32| &pool.workers[position as usize].state.load;
+        let worker = |position: u32| &pool.workers[position as usize];
         let fewest = |count: &dyn Fn(u32) -> u32| {
             pick::least(candidates, ask.random, |_, candidate| {
                 f64::from(count(candidate.position)) / f64::from(candidate.share)
@@ -252,8 +252,8 @@ impl Policy {
         };
         let chosen = match self.config.assignment_mode {
             AssignmentMode::Random => pick::chance(candidates, ask.random),
-            AssignmentMode::MinLoad => fewest(&|position| load(position).requests()),
-            AssignmentMode::MinGroup => fewest(&|position| load(position).active_keys()),
+            AssignmentMode::MinLoad => fewest(&|position| worker(position).requests()),
+            AssignmentMode::MinGroup => fewest(&|position| worker(position).state.load.active_keys()),
         };
         chosen.because(Reason::Assigned)
     }
@@ -299,8 +299,7 @@ impl Policy {
             return consistent_hashing(candidates, ask);
         };
         let rendezvous = Rendezvous::new(text.head, candidates);
-        let in_flight =
-            |candidate: Candidate| f64::from(pool.workers[candidate.position as usize].state.load.requests());
+        let in_flight = |candidate: Candidate| f64::from(pool.workers[candidate.position as usize].requests());
         let loads: SmallVec<[f64; 128]> = candidates.iter().map(in_flight).collect();
         let bound = (loads.iter().sum::<f64>() + 1.0) / candidates.shares() * self.config.prefix_hash_load_factor;
         let fits = candidates
@@ -368,8 +367,9 @@ fn consistent_hashing(candidates: &Candidates, ask: &Ask<'_>) -> Choice {
 fn better_of_two(pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) -> Choice {
     let (one, other) = pick::two(candidates, ask.random);
     let load = |candidate: Candidate| {
-        let load = &pool.workers[candidate.position as usize].state.load;
-        let requests = load.requests().saturating_add(load.foreign_requests());
+        let worker = &pool.workers[candidate.position as usize];
+        let load = &worker.state.load;
+        let requests = worker.requests().saturating_add(load.foreign_requests());
         let kv_usage = load.engine().map_or(0.0, |engine| f64::from(engine.kv_usage));
         (f64::from(requests) / f64::from(candidate.share), kv_usage)
     };
