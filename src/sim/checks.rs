@@ -135,7 +135,10 @@ impl World {
                 match history.expected {
                     Expected::Open => {}
                     Expected::Present if is_there => {
-                        history.shown.insert(process);
+                        let shows = view.workers.get(&id).is_some_and(|row| row.spec == history.spec);
+                        if shows {
+                            history.shown.insert(process);
+                        }
                     }
                     Expected::Present => {
                         if history.shown.contains(&process) {

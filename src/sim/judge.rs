@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use serde::Serialize;
 use smg_base::Timestamp;
 use smg_mesh_proto::{Kind, NodeId, Ticket};
@@ -86,7 +87,9 @@ pub(crate) struct History {
     pub(crate) is_declaration_removed: bool,
     /// When a node last found it sick.
     pub(crate) sick: Option<Timestamp>,
-    /// Processes that have shown it while it was expected: place and generation.
+    /// The specification whose registration was acknowledged.
+    pub(crate) spec: Bytes,
+    /// Processes that have shown that specification while it was expected: place and generation.
     pub(crate) shown: BTreeSet<(usize, u32)>,
 }
 
@@ -97,6 +100,7 @@ pub(crate) struct Waiting {
     pub(crate) generation: u32,
     pub(crate) ask: Ask,
     pub(crate) is_declared: bool,
+    pub(crate) spec: Bytes,
     /// [`History::against`] when it was asked; of a write to configuration, its position among those to the key.
     pub(crate) against: u64,
     /// Of a removal: whether the node saw a declaration.

@@ -53,8 +53,14 @@ impl World {
 
     /// Asks for a write that is acknowledged.
     fn ask(&mut self, place: usize, ask: Ask) {
-        let Some(op) = self.places[place].process.is_some().then(|| op_of(&ask, place)).flatten() else { return };
-        let waiting = self.note_asked(place, ask);
+        if self.places[place].process.is_none() {
+            return;
+        }
+        // No two registrations have the same specification, so that one is told from the one before.
+        let spec = Bytes::from(format!("api {}", self.judge.tickets));
+        let Some(op) = op_of(&ask, &spec) else { return };
+        let mut waiting = self.note_asked(place, ask);
+        waiting.spec = spec;
         let ticket = self.judge.ticket(waiting);
         self.write(place, Some(ticket), op);
     }
@@ -75,6 +81,7 @@ impl World {
             generation: self.places[place].generation,
             ask: Ask::Add { worker: number },
             is_declared: true,
+            spec: declared_spec(number),
             against: history.against,
             saw_declaration: false,
         };
@@ -85,8 +92,15 @@ impl World {
 
     fn note_asked(&mut self, place: usize, ask: Ask) -> Waiting {
         let generation = self.places[place].generation;
-        let mut waiting =
-            Waiting { place, generation, ask: ask.clone(), is_declared: false, against: 0, saw_declaration: false };
+        let mut waiting = Waiting {
+            place,
+            generation,
+            ask: ask.clone(),
+            is_declared: false,
+            spec: Bytes::new(),
+            against: 0,
+            saw_declaration: false,
+        };
         match ask {
             Ask::Add { worker } => {
                 let history = &mut self.judge.workers[worker];
@@ -319,6 +333,10 @@ impl World {
                 if history.against == waiting.against && counts && !matches!(history.expected, Expected::Absent { .. })
                 {
                     history.expected = Expected::Present;
+                    if !waiting.is_declared {
+                        history.shown.clear();
+                        history.spec = waiting.spec;
+                    }
                     history.shown.insert(process);
                 }
             }
@@ -343,13 +361,9 @@ impl World {
     }
 }
 
-fn op_of(ask: &Ask, place: usize) -> Option<Op> {
+fn op_of(ask: &Ask, spec: &Bytes) -> Option<Op> {
     Some(match ask {
-        Ask::Add { worker: number } => Op::AddWorker {
-            worker: worker(*number),
-            spec: Bytes::from(format!("api {number} {place}")),
-            declared: false,
-        },
+        Ask::Add { worker: number } => Op::AddWorker { worker: worker(*number), spec: spec.clone(), declared: false },
         Ask::Remove { worker: number } => Op::RemoveWorker { worker: worker(*number) },
         Ask::Withdraw { worker: number } => Op::WithdrawWorker { worker: worker(*number) },
         Ask::Config { key, value } => {
