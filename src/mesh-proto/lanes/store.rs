@@ -17,8 +17,6 @@ pub(crate) struct Retired {
     pub(crate) epoch: u64,
     /// Epoch of its ephemeral lanes.
     pub(crate) boot: u64,
-    /// The version of its workers lane up to which entries went on.
-    pub(crate) workers: u64,
 }
 
 /// All lanes, by kind and writer.
@@ -151,6 +149,14 @@ impl Lanes {
     pub(crate) fn is_dead(&self, writer: NodeId, kind: Kind, epoch: u64) -> bool {
         let retired = self.retired(writer);
         if kind.is_durable() { epoch <= retired.epoch } else { epoch <= retired.boot || epoch < self.boot(writer) }
+    }
+
+    /// The greatest epoch of a writer's lanes of this kind that is gone for good.
+    pub(crate) fn given_up(&self, writer: NodeId, kind: Kind) -> Position {
+        let retired = self.retired(writer);
+        let epoch =
+            if kind.is_durable() { retired.epoch } else { self.boot(writer).saturating_sub(1).max(retired.boot) };
+        Position { epoch, version: 0 }
     }
 
     /// Notes that a writer's lanes are retired, as all notes about it together say.

@@ -20,7 +20,7 @@ use crate::{
 pub(crate) use config::{ConfigPlane, is_revocation};
 pub(crate) use health::HealthPlane;
 pub(crate) use load::{LoadKey, LoadPlane};
-pub(crate) use workers::WorkersPlane;
+pub(crate) use workers::{Removal, WorkersPlane};
 
 /// The key of the one entry of a lane of [`Kind::Node`].
 pub(crate) const INFO_KEY: &[u8] = b"i";

@@ -3,15 +3,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bincode::{Decode, Encode};
 use bytes::Bytes;
 use smg_base::{WorkerId, hash};
 
-use super::{Place, worker_of};
+use super::Place;
 use crate::{
     Dot, Event, NodeId, WorkerAdd, WorkerRow,
     lanes::{Change, WorkersKey},
     wire::decode_value,
 };
+
+/// Most authors that a removal names; only declarations have more than one.
+const REMOVAL_AUTHORS_MAX: usize = 16;
+
+/// A removal of one assertion.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Removal {
+    /// Of which worker.
+    pub(crate) worker: u128,
+    /// Whose word the assertion was, as far as the remover knew: while one of them may come back with it, the removal stays.
+    pub(crate) authors: Vec<NodeId>,
+}
 
 /// One holder's copy of an assertion.
 #[derive(Clone, Debug)]
@@ -59,7 +72,8 @@ impl WorkersPlane {
                 if removers.is_empty() {
                     self.removals.remove(&dot);
                 }
-                touched.extend(change.old.iter().chain(&change.new).filter_map(|worker| worker_of(worker)));
+                let removals = change.old.iter().chain(&change.new).filter_map(|value| decode_value::<Removal>(value));
+                touched.extend(removals.map(|removal| WorkerId::from_u128(removal.worker)));
             }
             None => {}
         }
@@ -131,11 +145,11 @@ impl WorkersPlane {
         self.adds.get(&worker).is_some_and(|dots| dots.contains_key(&dot))
     }
 
-    /// Whether some lane, other than `except`'s, asserts this as the word of `author`, and no lane removes it.
-    pub(crate) fn stands_elsewhere(&self, worker: WorkerId, dot: Dot, author: NodeId) -> bool {
-        let places = self.adds.get(&worker).and_then(|dots| dots.get(&dot));
-        !self.is_removed(dot)
-            && places.is_some_and(|places| places.keys().any(|place| place.author == author && place.holder != author))
+    /// Whose word an assertion is.
+    pub(crate) fn authors(&self, worker: WorkerId, dot: Dot) -> Vec<NodeId> {
+        let places = self.adds.get(&worker).and_then(|dots| dots.get(&dot)).into_iter().flatten();
+        let authors: BTreeSet<NodeId> = places.map(|(place, _)| place.author).collect();
+        authors.into_iter().take(REMOVAL_AUTHORS_MAX).collect()
     }
 
     /// Whether some lane removes it.

@@ -192,9 +192,13 @@ impl Replica {
                 Judgement::Old => Outcome::Taken,
                 Judgement::Gap => Outcome::Gap,
                 Judgement::Ahead => Outcome::Ahead,
+                Judgement::Dead => Outcome::Dead,
             }
         };
-        let Position { epoch, version } = self.lanes.position(writer, kind);
+        let Position { epoch, version } = match outcome {
+            Outcome::Dead => self.lanes.given_up(writer, kind),
+            _ => self.lanes.position(writer, kind),
+        };
         let row = AckRow { writer, kind: kind as u8, transfer, index, outcome, epoch, version };
         self.acknowledge(now, from, row);
         if kind.is_durable() && writer == from {
@@ -207,7 +211,10 @@ impl Replica {
     fn judge(&self, from: NodeId, kind: Kind, chunk: &Chunk) -> Judgement {
         let ours = self.lanes.position(chunk.writer, kind);
         let old = chunk.epoch == ours.epoch && chunk.last.is_some_and(|last| last.version <= ours.version);
-        if old || chunk.epoch < ours.epoch || self.lanes.is_dead(chunk.writer, kind, chunk.epoch) {
+        if self.lanes.is_dead(chunk.writer, kind, chunk.epoch) {
+            return Judgement::Dead;
+        }
+        if old || chunk.epoch < ours.epoch {
             return Judgement::Old;
         }
         if chunk.since != 0 && (chunk.epoch != ours.epoch || chunk.since > ours.version) {
@@ -307,7 +314,9 @@ impl Replica {
                 peer.unacked -= outgoing.acknowledge(row, lane, &self.transfers);
             }
             let theirs = Position { epoch: row.epoch, version: row.version };
-            if row.writer == self.me && (row.outcome == Outcome::Ahead || theirs > lane.position()) {
+            if row.writer == self.me && row.outcome == Outcome::Dead {
+                self.revive(now, kind, row.epoch);
+            } else if row.writer == self.me && (row.outcome == Outcome::Ahead || theirs > lane.position()) {
                 self.ask_for_own(now, from, kind, theirs);
             }
         }
@@ -347,4 +356,5 @@ enum Judgement {
     Old,
     Gap,
     Ahead,
+    Dead,
 }

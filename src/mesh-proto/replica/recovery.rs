@@ -8,10 +8,10 @@ use smg_base::Timestamp;
 
 use super::Replica;
 use crate::{
-    Kind, NodeId, WorkerAdd,
-    lanes::{Claim, Lane, Patch, Position, WorkersKey, claim},
+    Kind, NodeId,
+    lanes::{Lane, Patch, Position},
     planes::INFO_KEY,
-    wire::{decode_value, encode_value},
+    wire::encode_value,
 };
 
 impl Replica {
@@ -114,7 +114,10 @@ impl Replica {
             for node in nodes {
                 self.lanes.retire(node, self.planes.retired(node));
                 if node == self.me {
-                    self.revive(now);
+                    let retired = self.lanes.retired(node);
+                    for kind in Kind::ALL {
+                        self.revive(now, kind, if kind.is_durable() { retired.epoch } else { retired.boot });
+                    }
                 } else {
                     self.drop_dead(now, node);
                 }
@@ -132,35 +135,20 @@ impl Replica {
         }
     }
 
-    /// Others took us for dead and went on in our name. What they dropped meanwhile stays dropped; all else we say again.
-    fn revive(&mut self, now: Timestamp) {
-        let retired = self.lanes.retired(self.me);
-        for kind in Kind::ALL.into_iter().filter(|kind| kind.is_durable()) {
-            let Some(lane) = self.lanes.lane(self.me, kind).filter(|lane| lane.position().epoch <= retired.epoch)
-            else {
-                continue;
-            };
-            let stays = |key: &Bytes, value: &Bytes| {
-                kind != Kind::Workers
-                    || lane.version_of(key).is_some_and(|version| version > retired.workers)
-                    || self.goes_on(key, value)
-            };
-            let live = lane.live_from(&[]).filter(|(key, value)| stays(key, value));
-            let live: Vec<(Bytes, Bytes)> = live.map(|(key, value)| (key.clone(), value.clone())).collect();
-            let renewed = Lane::renewed(retired.epoch + 1, lane.position(), live);
-            self.renew(now, kind, renewed);
+    /// Others took us for dead and went on in our name. We say everything again, beyond what they gave up; removals of what we said
+    /// stand, for they are kept as long as we are noted as dead.
+    pub(super) fn revive(&mut self, now: Timestamp, kind: Kind, given_up: u64) {
+        if !kind.is_durable() {
+            if self.boot <= given_up {
+                self.set_boot(given_up + 1);
+            }
+            return;
         }
-        if self.boot <= retired.boot {
-            self.set_boot(retired.boot + 1);
-        }
-    }
-
-    /// Whether an entry that was ours before we were taken for dead still holds.
-    fn goes_on(&self, key: &Bytes, value: &Bytes) -> bool {
-        let Some(Claim::Entry(claimed)) = claim(self.me, key) else { return true };
-        let Some(WorkersKey::Add(dot)) = WorkersKey::of(&claimed.key) else { return true };
-        let Some(add) = decode_value::<WorkerAdd>(value) else { return true };
-        let worker = smg_base::WorkerId::from_u128(add.worker);
-        dot.is_declared() || self.planes.workers.stands_elsewhere(worker, dot, claimed.author)
+        let Some(lane) = self.lanes.lane(self.me, kind).filter(|lane| lane.position().epoch <= given_up) else {
+            return;
+        };
+        let live: Vec<(Bytes, Bytes)> = lane.live_from(&[]).map(|(key, value)| (key.clone(), value.clone())).collect();
+        let renewed = Lane::renewed(given_up + 1, lane.position(), live);
+        self.renew(now, kind, renewed);
     }
 }

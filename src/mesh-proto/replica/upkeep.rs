@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use smg_base::Timestamp;
+use smg_base::{Timestamp, WorkerId};
 
 use super::Replica;
 use crate::{
     Kind, NodeId,
     lanes::{Claim, Retired, WorkersKey, adopted, claim, owned, retired, retired_keys},
-    planes::worker_of,
+    planes::Removal,
     wire::{decode_value, encode_value},
 };
 
@@ -98,11 +98,7 @@ impl Replica {
     }
 
     fn adopt(&mut self, now: Timestamp, writer: NodeId) {
-        let note = Retired {
-            epoch: self.lanes.epoch(writer),
-            boot: self.lanes.boot(writer),
-            workers: self.lanes.position(writer, Kind::Workers).version,
-        };
+        let note = Retired { epoch: self.lanes.epoch(writer), boot: self.lanes.boot(writer) };
         for kind in Kind::ALL.into_iter().filter(|kind| kind.is_durable()) {
             let Some(lane) = self.lanes.lane(writer, kind) else { continue };
             let entries: Vec<(Bytes, Bytes)> =
@@ -186,10 +182,14 @@ impl Replica {
         let mut gone = Vec::new();
         let prefix = owned(b"x");
         for (key, value) in lane.live_from(&prefix).take(REMOVALS_LOOKED_AT) {
-            let (Some(WorkersKey::Remove(dot)), Some(worker)) = (WorkersKey::of(&key[1..]), worker_of(value)) else {
+            let (Some(WorkersKey::Remove(dot)), Some(removal)) =
+                (WorkersKey::of(&key[1..]), decode_value::<Removal>(value))
+            else {
                 continue;
             };
-            if dot.is_declared() {
+            let worker = WorkerId::from_u128(removal.worker);
+            // Whoever was taken for dead may come back with what it said before.
+            if dot.is_declared() || removal.authors.iter().any(|author| self.planes.retired(*author).is_some()) {
                 continue;
             }
             if self.planes.workers.is_held(worker, dot) {

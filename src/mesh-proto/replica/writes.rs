@@ -9,7 +9,7 @@ use super::{Peer, Replica, ReplicaOutput, outgoing::Outgoing};
 use crate::{
     Batch, ConfigValue, Dot, EngineFigures, Event, Kind, Ledger, Op, Ticket, WorkerAdd, WriteError,
     lanes::{WorkersKey, owned},
-    planes::{INFO_KEY, LoadKey, is_revocation, worker_key},
+    planes::{INFO_KEY, LoadKey, Removal, is_revocation, worker_key},
     wire::encode_value,
 };
 
@@ -239,7 +239,8 @@ impl Replica {
         }
         for dot in dots {
             let key = owned(&WorkersKey::Remove(dot).bytes());
-            self.put(now, Kind::Workers, key, Some(worker_key(worker)))?;
+            let removal = Removal { worker: worker.as_u128(), authors: self.planes.workers.authors(worker, dot) };
+            self.put(now, Kind::Workers, key, Some(encode_value(&removal)))?;
         }
         Ok(())
     }

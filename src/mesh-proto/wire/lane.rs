@@ -180,6 +180,8 @@ pub(crate) enum Outcome {
     Gap,
     /// The receiver has more of an older epoch than the sender began this one with: ask for it first.
     Ahead,
+    /// Lanes of the writer up to this epoch are given up for good: it must begin anew beyond it.
+    Dead,
 }
 
 /// The lanes of one kind that a node has.

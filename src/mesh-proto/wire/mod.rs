@@ -15,8 +15,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{Kind, NodeId};
 
+#[cfg(test)]
+pub(crate) use lane::Entry;
 pub(crate) use lane::{
-    AckRow, Chunk, ChunkRef, Entry, EntryRef, HaveRow, LaneFrame, LaneRow, Last, Outcome, Pull, Rows,
+    AckRow, Chunk, ChunkRef, EntryRef, HaveRow, LaneFrame, LaneRow, Last, Outcome, Pull, Rows,
 };
 pub(crate) use member::{
     Answer, Confirm, ConfirmReply, Echo, Heard, Hello, Holds, Leaving, Members, NameTaken, Roll, Seen, SeenState, Start,
@@ -60,6 +62,7 @@ pub(crate) enum Frame {
 
 /// What became of a frame's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "it lives for one call and is nearly always a frame")]
 pub(crate) enum Decoded {
     /// A frame.
     Frame(Frame),
