@@ -156,6 +156,8 @@ impl Mesh {
                 self.replica.tick(now);
             }
             let had_nothing = self.pass_on(out);
+            // A lane of an earlier run, shown by a peer, may have made replication go on under a greater number.
+            self.membership.raise_boot(now, self.replica.boot());
             if was_quiet && had_nothing && !self.advance(now, out) {
                 break;
             }

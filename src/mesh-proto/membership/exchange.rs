@@ -38,6 +38,10 @@ impl Membership {
         if !quiet {
             self.sync(now);
         }
+        // Who says of itself that it is dead is leaving.
+        if packet::read_updates(rest).any(|member| *member.id() == header.src && member.state() == State::Down) {
+            self.roster.note_left(now, header.src);
+        }
     }
 
     /// Compares lists with one peer.
@@ -194,7 +198,7 @@ impl Membership {
         let room = self.config.limits.members_max.saturating_sub(self.roster.len() + 1);
         let unknown = |node: NodeId| node != self.me && self.roster.entry(node).is_none();
         packet::updates(updates) >= room && {
-            let told = packet::read_updates(updates).into_iter().filter(|node| unknown(*node)).count();
+            let told = packet::read_updates(updates).filter(|member| unknown(member.id().node)).count();
             told + usize::from(unknown(src.node)) > room
         }
     }

@@ -114,8 +114,12 @@ impl Membership {
 
     /// Takes a boot number greater than one that another run of this name had.
     pub(super) fn outbid(&mut self, now: Timestamp, boot: u64) {
-        let boot = boot.saturating_add(1);
-        if boot <= self.swim.identity().boot {
+        self.raise_boot(now, boot.saturating_add(1));
+    }
+
+    /// Goes on under this boot number, unless this run's is as great already.
+    pub(crate) fn raise_boot(&mut self, now: Timestamp, boot: u64) {
+        if boot <= self.swim.identity().boot || self.stage != Stage::Here {
             return;
         }
         let identity = Identity { boot, bump: 0, ..self.swim.identity() };

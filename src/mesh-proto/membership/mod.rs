@@ -256,9 +256,6 @@ impl Membership {
             self.doubts.next_tick(|node| self.rtt(node)),
             self.lost.next_tick(),
         ];
-        if std::env::args().any(|a| a.contains("paused")) {
-            eprintln!("DBG {exact:?} {:?}", self.next_beat);
-        }
         exact.into_iter().flatten().fold(self.next_beat, Timestamp::min)
     }
 
@@ -274,13 +271,13 @@ impl Membership {
 
     /// Leaves the cluster for good.
     pub(crate) fn depart(&mut self, now: Timestamp) {
-        self.swim.leave(now);
-        self.flush(now);
         let peers: Vec<NodeId> = self.sessions.peers().collect();
         let leaving = Frame::Leaving(Leaving { boot: self.swim.identity().boot });
         for peer in peers {
             self.send_to(peer, &leaving);
         }
+        self.swim.leave(now);
+        self.flush(now);
         self.end(now, MemberState::Left, CloseCode::Leaving);
     }
 

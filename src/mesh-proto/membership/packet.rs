@@ -76,16 +76,11 @@ pub(crate) fn updates(rest: &[u8]) -> usize {
     rest.first_chunk().map_or(0, |count| usize::from(u16::from_be_bytes(*count)))
 }
 
-/// The members that the updates after a header are about, as far as they can be read.
-pub(crate) fn read_updates(rest: &[u8]) -> Vec<NodeId> {
+/// The updates after a header, as far as they can be read.
+pub(crate) fn read_updates(rest: &[u8]) -> impl Iterator<Item = Member<Identity>> {
     let mut codec = PacketCodec::default();
     let mut members = rest.get(2..).unwrap_or_default();
-    let mut nodes = Vec::new();
-    for _ in 0..updates(rest) {
-        let Ok(member) = codec.decode_member(&mut members) else { break };
-        nodes.push(member.id().node);
-    }
-    nodes
+    (0..updates(rest)).map_while(move |_| codec.decode_member(&mut members).ok())
 }
 
 /// foca's buffer has an end, and writing beyond it panics.

@@ -20,15 +20,15 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(8);
 const SWEEP: Duration = Duration::from_millis(250);
 
-pub struct Cluster {
-    pub now: Timestamp,
-    pub nodes: Vec<Node>,
+pub(crate) struct Cluster {
+    pub(crate) now: Timestamp,
+    pub(crate) nodes: Vec<Node>,
     /// Directed links that carry nothing.
-    pub cuts: BTreeSet<(usize, usize)>,
+    pub(crate) cuts: BTreeSet<(usize, usize)>,
     /// Every frame that was sent, if they are kept.
-    pub tape: Option<Vec<(usize, Bytes)>>,
-    pub frames: u64,
-    pub bytes: u64,
+    pub(crate) tape: Option<Vec<(usize, Bytes)>>,
+    pub(crate) frames: u64,
+    pub(crate) bytes: u64,
     queue: BTreeMap<(Timestamp, u64), Delivery>,
     pairs: Vec<Pair>,
     ends: BTreeMap<(usize, u64), usize>,
@@ -38,16 +38,16 @@ pub struct Cluster {
     next_sweep: Timestamp,
 }
 
-pub struct Node {
-    pub name: String,
-    pub address: SocketAddr,
-    pub cluster: String,
-    pub seeds: Vec<usize>,
-    pub mesh: Option<Mesh>,
-    pub disk: Vec<Record>,
-    pub events: Vec<(Timestamp, Event)>,
-    pub closes: Vec<CloseCode>,
-    pub paused: bool,
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) cluster: String,
+    pub(crate) seeds: Vec<usize>,
+    pub(crate) mesh: Option<Mesh>,
+    pub(crate) disk: Vec<Record>,
+    pub(crate) events: Vec<(Timestamp, Event)>,
+    pub(crate) closes: Vec<CloseCode>,
+    pub(crate) paused: bool,
     held: VecDeque<Input>,
     starts: u64,
     ticks: u64,
@@ -69,7 +69,7 @@ struct Delivery {
 
 /// How a node's end looks from outside.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Crash {
+pub(crate) enum Crash {
     /// Peers hear nothing more.
     Silent,
     /// Peers learn at once that connections are gone.
@@ -78,7 +78,7 @@ pub enum Crash {
 
 impl Cluster {
     /// Nodes that are not started yet; all have the first as their seed.
-    pub fn new(size: usize, seed: u64) -> Self {
+    pub(crate) fn new(size: usize, seed: u64) -> Self {
         let nodes = (0..size).map(|at| Node::new(at, &format!("n{at}"), vec![0])).collect();
         Self {
             now: Timestamp::ORIGIN + Duration::from_secs(1),
@@ -97,23 +97,23 @@ impl Cluster {
         }
     }
 
-    pub fn with_profile(mut self, profile: Profile) -> Self {
+    pub(crate) fn with_profile(mut self, profile: Profile) -> Self {
         self.profile = profile;
         self
     }
 
     /// A cluster whose nodes have all joined and see each other.
-    pub fn formed(size: usize, seed: u64) -> Self {
+    pub(crate) fn formed(size: usize, seed: u64) -> Self {
         Self::new(size, seed).form()
     }
 
-    pub fn form(mut self) -> Self {
+    pub(crate) fn form(mut self) -> Self {
         (0..self.nodes.len()).for_each(|at| self.start(at));
         self.until(Duration::from_secs(10), "formed", |cluster| cluster.all_see_all());
         self
     }
 
-    pub fn start(&mut self, at: usize) {
+    pub(crate) fn start(&mut self, at: usize) {
         let now = self.now;
         let instance = self.random.next_u64();
         let seed = self.random.next_u64();
@@ -139,7 +139,7 @@ impl Cluster {
         self.give(at, Input::Seeds(seeds));
     }
 
-    pub fn crash(&mut self, at: usize, how: Crash) {
+    pub(crate) fn crash(&mut self, at: usize, how: Crash) {
         self.nodes[at].mesh = None;
         let pairs: Vec<usize> = self.open_pairs(at);
         for pair in pairs {
@@ -153,11 +153,11 @@ impl Cluster {
     }
 
     /// A crash that also loses the disk.
-    pub fn wipe(&mut self, at: usize) {
+    pub(crate) fn wipe(&mut self, at: usize) {
         self.nodes[at].disk.clear();
     }
 
-    pub fn resume(&mut self, at: usize) {
+    pub(crate) fn resume(&mut self, at: usize) {
         self.nodes[at].paused = false;
         while let Some(input) = self.nodes[at].held.pop_front() {
             self.give(at, input);
@@ -165,7 +165,7 @@ impl Cluster {
     }
 
     /// Cuts both directions between two groups.
-    pub fn split(&mut self, left: &[usize], right: &[usize]) {
+    pub(crate) fn split(&mut self, left: &[usize], right: &[usize]) {
         for a in left {
             for b in right {
                 self.cuts.extend([(*a, *b), (*b, *a)]);
@@ -173,57 +173,61 @@ impl Cluster {
         }
     }
 
-    pub fn run(&mut self, time: Duration) {
+    pub(crate) fn run(&mut self, time: Duration) {
         let end = self.now + time;
         while self.step(end) {}
     }
 
     /// Runs until a condition holds; returns how long that took.
     #[track_caller]
-    pub fn until(&mut self, limit: Duration, what: &str, holds: impl Fn(&Self) -> bool) -> Duration {
+    pub(crate) fn until(&mut self, limit: Duration, what: &str, holds: impl Fn(&Self) -> bool) -> Duration {
         let (begin, end) = (self.now, self.now + limit);
         while !holds(self) {
-            assert!(self.step(end), "not {what} within {limit:?}:\n{}", self.picture());
+            // Once a millisecond is often enough to look.
+            let looked = self.now;
+            while self.now.since(looked) < Duration::from_millis(1) {
+                assert!(self.step(end), "not {what} within {limit:?}:\n{}", self.picture());
+            }
         }
         self.now.since(begin)
     }
 
-    pub fn all_see_all(&self) -> bool {
+    pub(crate) fn all_see_all(&self) -> bool {
         let live: Vec<usize> = self.live().collect();
         live.iter().all(|at| live.iter().all(|other| self.sees(*at, *other)))
     }
 
-    pub fn live(&self) -> impl Iterator<Item = usize> + '_ {
+    pub(crate) fn live(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.nodes.len()).filter(|at| self.nodes[*at].mesh.is_some())
     }
 
-    pub fn sees(&self, at: usize, other: usize) -> bool {
+    pub(crate) fn sees(&self, at: usize, other: usize) -> bool {
         self.mesh(at).is_alive(self.id(other))
     }
 
-    pub fn mesh(&self, at: usize) -> &Mesh {
+    pub(crate) fn mesh(&self, at: usize) -> &Mesh {
         self.nodes[at].mesh.as_ref().expect("the node runs")
     }
 
-    pub fn id(&self, at: usize) -> NodeId {
+    pub(crate) fn id(&self, at: usize) -> NodeId {
         NodeId::of(&self.nodes[at].name)
     }
 
-    pub fn member(&self, at: usize, other: usize) -> Option<Arc<Member>> {
+    pub(crate) fn member(&self, at: usize, other: usize) -> Option<Arc<Member>> {
         self.mesh(at).status(self.now).members.into_iter().find(|member| member.node == self.id(other))
     }
 
-    pub fn state(&self, at: usize, other: usize) -> Option<MemberState> {
+    pub(crate) fn state(&self, at: usize, other: usize) -> Option<MemberState> {
         self.member(at, other).map(|member| member.state)
     }
 
     /// Events of a node since a time.
-    pub fn events(&self, at: usize, since: Timestamp) -> impl Iterator<Item = &Event> {
+    pub(crate) fn events(&self, at: usize, since: Timestamp) -> impl Iterator<Item = &Event> {
         self.nodes[at].events.iter().filter(move |(when, _)| *when >= since).map(|(_, event)| event)
     }
 
     /// Times at which a live node took another live one for dead.
-    pub fn false_downs(&self, since: Timestamp) -> Vec<String> {
+    pub(crate) fn false_downs(&self, since: Timestamp) -> Vec<String> {
         let live: Vec<NodeId> = self.live().map(|at| self.id(at)).collect();
         let mut verdicts = Vec::new();
         for at in self.live() {
@@ -240,7 +244,7 @@ impl Cluster {
     }
 
     /// Gives a node something right now.
-    pub fn give(&mut self, at: usize, input: Input) {
+    pub(crate) fn give(&mut self, at: usize, input: Input) {
         if self.nodes[at].paused {
             self.nodes[at].held.push_back(input);
             return;
@@ -255,7 +259,7 @@ impl Cluster {
     }
 
     /// The connection, as `at` numbers it, to another node.
-    pub fn connection(&self, at: usize, other: usize) -> Option<ConnectionId> {
+    pub(crate) fn connection(&self, at: usize, other: usize) -> Option<ConnectionId> {
         self.open_pairs(at).into_iter().rev().find(|pair| self.other(*pair, at).0 == other).map(|pair| {
             let ends = self.pairs[pair].ends;
             ConnectionId(if ends[0].0 == at { ends[0].1 } else { ends[1].1 })
@@ -458,6 +462,6 @@ impl Node {
     }
 }
 
-pub fn address(at: usize) -> SocketAddr {
+pub(crate) fn address(at: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, u8::try_from(at + 1).expect("few nodes")], 39_527))
 }

@@ -396,7 +396,7 @@ fn a_lossy_node_slows_its_probes_until_the_loss_is_over() {
     let mut cluster = Cluster::formed(4, 16);
     let stretched = |cluster: &Cluster| cluster.mesh(0).status(cluster.now).stretched;
     let links: Vec<_> = (1..4).map(|other| cluster.connection(0, other).expect("connected")).collect();
-    let mut vitals = |cluster: &mut Cluster, loss: [f32; 3]| {
+    let vitals = |cluster: &mut Cluster, loss: [f32; 3]| {
         for (connection, loss) in links.iter().zip(loss) {
             cluster.give(0, Input::Vitals { connection: *connection, rtt: ms(1), loss });
         }
