@@ -17,9 +17,7 @@ use crate::{Kind, NodeId};
 
 #[cfg(test)]
 pub(crate) use lane::Entry;
-pub(crate) use lane::{
-    AckRow, Chunk, ChunkRef, EntryRef, HaveRow, LaneFrame, LaneRow, Last, Outcome, Pull, Rows,
-};
+pub(crate) use lane::{AckRow, Chunk, ChunkRef, EntryRef, HaveRow, LaneFrame, LaneRow, Last, Outcome, Pull, Rows};
 pub(crate) use member::{
     Answer, Confirm, ConfirmReply, Echo, Heard, Hello, Holds, Leaving, Members, NameTaken, Roll, Seen, SeenState, Start,
 };
