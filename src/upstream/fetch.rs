@@ -59,7 +59,7 @@ async fn fetch_whole(
     outbound: Outbound,
     bytes_max: usize,
 ) -> Result<Answer, FetchError> {
-    let (head, mut body) = upstream.send(worker, outbound).await?.into_parts();
+    let (head, mut body) = upstream.ask(worker, outbound).await?.into_parts();
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(piece) = frame.map_err(|_| FetchError::Cut)?.into_data() else {

@@ -6,10 +6,10 @@
 
 use std::{io, sync::Arc};
 
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future::BoxFuture};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, header, uri::PathAndQuery};
 use smg_base::{PeerId, WorkerId};
-use smg_fleet::{Path, Worker};
+use smg_fleet::{HealthVote, Path, Worker};
 use smg_infer::{Dispatched, Failure, FailureCode};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -73,6 +73,14 @@ impl Upstream {
         match path {
             Path::Direct => self.send(worker, outbound).await,
             Path::Via(via) => self.send_errand(via.peer, worker, outbound).await,
+        }
+    }
+
+    /// Sends a request of this gateway's own about a worker: through the peer that reaches it, where this gateway does not.
+    pub(crate) async fn ask(&self, worker: &Worker, outbound: Outbound) -> Result<Response<ResponseBody>, Failure> {
+        match worker.via().filter(|_| worker.vote() != Some(HealthVote::Up)) {
+            Some(via) => self.send_errand(via.peer, worker, outbound).boxed().await,
+            None => self.send(worker, outbound).await,
         }
     }
 
@@ -177,7 +185,6 @@ mod tests {
         time::Duration,
     };
 
-    use futures_util::FutureExt;
     use http_body_util::{BodyExt, StreamBody};
     use parking_lot::Mutex;
     use smg_base::Timestamp;
@@ -353,5 +360,24 @@ mod tests {
         let asked = peer.asked.lock()[0].to_ascii_lowercase();
         assert!(asked.contains("x-smg-relay-errand: 1") && !asked.contains("sk-engine"), "{asked}");
         assert_eq!(own.accepted(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_is_out_of_reach_is_asked_through_a_peer() {
+        let own = Server::answering("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nmine").await;
+        let fleet = Fleet::new(FleetConfig::default());
+        let worker = fleet.add(spec(&own.url()), smg_fleet::Origin::Api, Timestamp::ORIGIN).unwrap().worker;
+        let peer = peer(Far::Answers("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\ntheirs"));
+        let upstream = upstream(&Config::default()).with_peers(peer);
+        let check = async |expected: &str| {
+            let response = upstream.ask(&worker, post("{}")).await.unwrap();
+            assert_eq!(text(response.into_body()).await.unwrap(), expected);
+        };
+        check("mine").await;
+        let via = Some(Via { peer: PeerId(7), rtt: Duration::ZERO });
+        fleet.set_reach(worker.id, Reach { via, ..Reach::default() });
+        check("theirs").await;
+        fleet.record_probe(worker.id, worker.revision, Ok(()), Timestamp::ORIGIN).unwrap();
+        check("mine").await;
     }
 }

@@ -26,7 +26,6 @@ use super::{
     known::{Known, Row},
     link::Link,
     own::Reports,
-    profiles::Profiles,
     shared::{self, Shared},
     spec::{self, KeyState, Told},
 };
@@ -84,7 +83,6 @@ pub(crate) struct Parts {
 pub(crate) struct Bridge {
     parts: Parts,
     reports: Reports,
-    profiles: Profiles,
     /// What this node has asserted for its flags and files.
     asserted: BTreeMap<WorkerId, Bytes>,
     queue: VecDeque<Op>,
@@ -106,7 +104,6 @@ impl Bridge {
         Self {
             parts,
             reports: Reports::default(),
-            profiles: Profiles::default(),
             asserted: BTreeMap::new(),
             queue: VecDeque::new(),
             writes: FuturesUnordered::new(),
@@ -185,13 +182,7 @@ impl Bridge {
             }
             Event::Engine { worker, figures } => self.on_engine(worker, figures),
             Event::Config { key, value } => {
-                match profiles_worker(&key) {
-                    Some(worker) => {
-                        self.profiles.heard(worker, value.as_ref());
-                        self.profiles.imported(worker, &self.parts.fleet);
-                    }
-                    None => self.config_changed = true,
-                }
+                self.config_changed = true;
                 self.parts.known.facts().config.insert(key, value);
             }
             Event::Refused(refusal) => self.parts.known.refuse(refusal.to_string()),
@@ -285,7 +276,6 @@ impl Bridge {
             Err(error) => return tracing::warn!(%worker, %url, %error, "a worker of the mesh cannot be taken"),
         }
         self.place(worker);
-        self.profiles.imported(worker, &self.parts.fleet);
         self.parts.fleet.set_peer_load(worker, peer_load(self.loads.get(&worker).copied().unwrap_or_default()));
         if let Some(figures) = self.engines.get(&worker).copied() {
             self.on_engine(worker, Some(figures));
@@ -349,7 +339,6 @@ impl Bridge {
                 self.on_engine(worker, Some(figures));
             }
         }
-        self.profiles.placed(worker, source, self.parts.clock.now());
     }
 
     /// Asserts what flags and files say now, and takes back what they no longer say.
@@ -424,9 +413,6 @@ impl Bridge {
         let company = self.parts.known.facts().members.values().filter(|one| one.state.is_alive()).count();
         let snapshot = self.parts.fleet.snapshot().clone();
         self.reports.tell(&snapshot, company, now, &*self.parts.link);
-        for (worker, value) in self.profiles.due(&self.parts.known, &snapshot, now) {
-            self.queue.push_back(Op::Config { key: profile_key(worker), value: Some(value) });
-        }
         let candidates = self.reports.candidates();
         if candidates != self.candidates {
             self.parts.link.relay_candidates(candidates.clone());
@@ -485,16 +471,6 @@ fn engine_load(figures: EngineFigures, now: Timestamp) -> EngineLoad {
         generation_tokens_per_second: figures.generation_tokens_per_second,
         at: now,
     }
-}
-
-const PROFILE: &str = "profile/";
-
-fn profile_key(worker: WorkerId) -> String {
-    format!("{PROFILE}{worker}")
-}
-
-fn profiles_worker(key: &str) -> Option<WorkerId> {
-    key.strip_prefix(PROFILE)?.parse().ok()
 }
 
 #[cfg(test)]

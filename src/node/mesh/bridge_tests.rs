@@ -259,47 +259,13 @@ async fn one_node_asks_an_engine_and_the_others_hear() {
     ]);
     let there = stage.fleet.snapshot().worker(worker).cloned().expect("it came");
     assert_eq!(there.state.load.engine().map(|engine| (engine.running, engine.waiting)), Some((7, 1)));
-    assert_eq!((there.state.load.foreign_requests(), there.state.load.requests()), (3, 4));
+    assert_eq!((there.state.load.foreign_requests(), there.state.load.peers().requests), (3, 4));
     assert_eq!(there.engine_source(), EngineSource::Heard);
     let told = stage.wait(Duration::from_millis(100));
     assert_eq!(told, ["vote up"], "what was heard is not told again");
     stage.hear([Event::Reach { worker, reach: reach(&["b"], "me") }]);
     assert_eq!(there.engine_source(), EngineSource::Asked);
     assert_eq!(there.state.load.engine(), None, "this node has not asked yet");
-}
-
-#[tokio::test]
-async fn the_home_tells_what_an_engine_is_to_those_that_cannot_ask() {
-    let mut stage = stage();
-    let (worker, row) = stage.row("http://10.0.0.1", "b");
-    stage.hear([
-        joins(member("me", 0)),
-        joins(member("b", 1)),
-        Event::Worker { worker, row: Some(row) },
-        Event::Reach { worker, reach: reach(&["me"], "me") },
-    ]);
-    let revision = stage.fleet.snapshot().worker(worker).map_or(0, |there| there.revision);
-    let profile = smg_fleet::EngineProfile { version: Some("1.2".to_owned()), ..Default::default() };
-    assert!(stage.fleet.describe(worker, revision, profile.clone()));
-    stage.wait(Duration::from_secs(1));
-    assert_eq!(stage.settle().await, Vec::<String>::new(), "the others may yet find out themselves");
-    stage.wait(Duration::from_secs(2));
-    let written = stage.settle().await;
-    assert!(written.len() == 1 && written[0].starts_with(&format!("config profile/{worker}={{")), "{written:?}");
-
-    let (far, row) = stage.row("http://127.0.0.1:1", "there");
-    let value = Some(serde_json::to_vec(&profile).expect("it is JSON").into());
-    let key = format!("profile/{far}");
-    stage.hear([
-        Event::Config { key: key.clone(), value: value.clone() },
-        Event::Worker { worker: far, row: Some(row) },
-    ]);
-    let there = stage.fleet.snapshot().worker(far).cloned().expect("it came");
-    assert_eq!(there.profile, Some(profile));
-    let newer = br#"{"version":"2.0"}"#;
-    stage.hear([Event::Config { key, value: Some(Bytes::from_static(newer)) }]);
-    let there = stage.fleet.snapshot().worker(far).cloned().expect("it is there");
-    assert_eq!(there.profile.as_ref().and_then(|profile| profile.version.as_deref()), Some("2.0"));
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! This node as one of a mesh: how it gets there, and what passes between the mesh and the rest of the node.
 //!
 //! `setup` binds the port; `bridge` turns what other nodes tell into workers, paths and load, and tells them what this node
-//! finds out (`own`, `profiles`); `shared` reads the settings that all nodes share; `cluster` and `pages` are what the admin
+//! finds out (`own`); `shared` reads the settings that all nodes share; `cluster` and `pages` are what the admin
 //! API sees. Only here do the mesh and the fleet know of each other.
 
 mod bridge;
@@ -11,7 +11,6 @@ mod known;
 mod link;
 mod own;
 mod pages;
-mod profiles;
 mod setup;
 mod shared;
 mod spec;

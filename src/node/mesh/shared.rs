@@ -190,7 +190,7 @@ mod tests {
             ("policy/n".to_owned(), Some(text("newer_than_us"))),
             ("sticky/u/1".to_owned(), Some(text(&worker.to_string()))),
             ("revoked/".to_owned() + &"ab".repeat(32), Some(Bytes::from_static(b"true"))),
-            ("profile/x".to_owned(), Some(text("y"))),
+            ("colour/x".to_owned(), Some(text("red"))),
         ]);
         let shared = Shared::of(&config);
         let aliases = BTreeMap::from([("a".into(), Some("m".into())), ("b".into(), None)]);

@@ -234,10 +234,8 @@ impl Prober {
 
 /// Whether a worker can be asked what it is without being probed: it is well, or a peer that reaches it asks it for us.
 fn may_ask(worker: &Worker) -> bool {
-    match worker.direct() {
-        DirectPath::Allowed => worker.status() == Status::Ready,
-        DirectPath::Forbidden => worker.status() != Status::Draining && worker.via().is_some(),
-    }
+    let is_near = worker.direct() == DirectPath::Allowed && worker.status() == Status::Ready;
+    is_near || (worker.status() != Status::Draining && worker.via().is_some())
 }
 
 async fn describe(fleet: &Fleet, upstream: &Upstream, worker: &Worker) -> Detected {
