@@ -90,6 +90,10 @@ impl Lane {
         for (key, value) in live {
             lane.set(key, Some(value));
         }
+        if lane.position.version == 0 {
+            // That nothing is left is news too: without a version nobody would be told, nor the writer know that it has said so.
+            (lane.position.version, lane.collected) = (1, 1);
+        }
         lane
     }
 

@@ -10,12 +10,14 @@ use smg_base::hash;
 use super::{Change, Lane, Part, Patch, Pending, Position, lane::Diverged};
 use crate::{Digest, Kind, NodeId, Record};
 
-/// The lanes of a node up to these numbers are gone: what was live in them goes on in another's.
+/// A node's lane of one kind, up to this position, is gone: what was live in it goes on in the lane that says so.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub(crate) struct Retired {
-    /// Epoch of its durable lanes.
+    /// The lane's epoch.
     pub(crate) epoch: u64,
-    /// Epoch of its ephemeral lanes.
+    /// Its version.
+    pub(crate) version: u64,
+    /// The epoch of the node's ephemeral lanes, which are gone too; said in the workers lane, and 0 elsewhere.
     pub(crate) boot: u64,
 }
 
@@ -26,7 +28,7 @@ pub(crate) struct Lanes {
     /// By kind: the sum of what identifies each of its lanes.
     sums: [u128; Kind::ALL.len()],
     bytes: BTreeMap<NodeId, usize>,
-    retired: BTreeMap<NodeId, Retired>,
+    retired: BTreeMap<(NodeId, Kind), Retired>,
     /// What the disk does not know yet.
     pub(crate) pending: Pending,
 }
@@ -127,12 +129,13 @@ impl Lanes {
 
     /// The greatest epoch of a writer's ephemeral lanes: its boot number, as far as lanes tell.
     pub(crate) fn boot(&self, writer: NodeId) -> u64 {
-        self.greatest_epoch(writer, |kind| !kind.is_durable()).max(self.retired(writer).boot)
+        self.greatest_epoch(writer, |kind| !kind.is_durable()).max(self.retired(writer, Kind::Workers).boot)
     }
 
     /// The greatest epoch of a writer's durable lanes.
     pub(crate) fn epoch(&self, writer: NodeId) -> u64 {
-        self.greatest_epoch(writer, Kind::is_durable).max(self.retired(writer).epoch)
+        let retired = Kind::ALL.into_iter().map(|kind| self.retired(writer, kind).epoch).max();
+        self.greatest_epoch(writer, Kind::is_durable).max(retired.unwrap_or_default())
     }
 
     fn greatest_epoch(&self, writer: NodeId, of: impl Fn(Kind) -> bool) -> u64 {
@@ -140,30 +143,31 @@ impl Lanes {
         kinds.map(|kind| self.position(writer, kind).epoch).max().unwrap_or_default()
     }
 
-    /// What is retired of a writer.
-    pub(crate) fn retired(&self, writer: NodeId) -> Retired {
-        self.retired.get(&writer).copied().unwrap_or_default()
+    /// What is retired of a writer's lane.
+    fn retired(&self, writer: NodeId, kind: Kind) -> Retired {
+        self.retired.get(&(writer, kind)).copied().unwrap_or_default()
     }
 
-    /// Whether lanes of this epoch are gone for good.
-    pub(crate) fn is_dead(&self, writer: NodeId, kind: Kind, epoch: u64) -> bool {
-        let retired = self.retired(writer);
-        if kind.is_durable() { epoch <= retired.epoch } else { epoch <= retired.boot || epoch < self.boot(writer) }
-    }
-
-    /// The greatest epoch of a writer's lanes of this kind that is gone for good.
+    /// How far a writer's lane of this kind is gone for good.
     pub(crate) fn given_up(&self, writer: NodeId, kind: Kind) -> Position {
-        let retired = self.retired(writer);
-        let epoch =
-            if kind.is_durable() { retired.epoch } else { self.boot(writer).saturating_sub(1).max(retired.boot) };
-        Position { epoch, version: 0 }
+        if kind.is_durable() {
+            let Retired { epoch, version, .. } = self.retired(writer, kind);
+            return Position { epoch, version };
+        }
+        let retired = self.retired(writer, Kind::Workers).boot;
+        Position { epoch: self.boot(writer).saturating_sub(1).max(retired), version: u64::MAX }
     }
 
-    /// Notes that a writer's lanes are retired, as all notes about it together say.
-    pub(crate) fn retire(&mut self, writer: NodeId, retired: Option<Retired>) {
+    /// Whether a lane that is no further than this is gone for good.
+    pub(crate) fn is_dead(&self, writer: NodeId, kind: Kind, position: Position) -> bool {
+        position <= self.given_up(writer, kind)
+    }
+
+    /// Notes that a writer's lane is retired, as all notes about it together say.
+    pub(crate) fn retire(&mut self, writer: NodeId, kind: Kind, retired: Option<Retired>) {
         match retired {
-            Some(retired) => self.retired.insert(writer, retired),
-            None => self.retired.remove(&writer),
+            Some(retired) => self.retired.insert((writer, kind), retired),
+            None => self.retired.remove(&(writer, kind)),
         };
     }
 

@@ -62,8 +62,8 @@ pub(crate) struct Planes {
     pub(crate) load: LoadPlane,
     pub(crate) config: ConfigPlane,
     infos: BTreeMap<NodeId, NodeInfo>,
-    /// Who says that whose lanes are retired: by the node in question, then by who says so.
-    retired: BTreeMap<NodeId, BTreeMap<NodeId, Retired>>,
+    /// Which lanes are retired, and who says so.
+    retired: BTreeMap<(NodeId, Kind), BTreeMap<NodeId, Retired>>,
     news: News,
 }
 
@@ -77,7 +77,7 @@ struct News {
     config: BTreeSet<String>,
     infos: BTreeSet<NodeId>,
     entries: BTreeMap<(Kind, NodeId, Bytes), Option<Bytes>>,
-    retired: BTreeSet<NodeId>,
+    retired: BTreeSet<(NodeId, Kind)>,
     told_reach: BTreeMap<WorkerId, u64>,
     told_load: BTreeMap<WorkerId, u64>,
     told_engines: BTreeMap<WorkerId, u64>,
@@ -115,15 +115,15 @@ impl Planes {
                 self.change_of(Place { holder, author }, kind, &change);
             }
             Some(Claim::Retired(node)) => {
-                let said = self.retired.entry(node).or_default();
+                let said = self.retired.entry((node, kind)).or_default();
                 match change.new.as_deref().and_then(decode_value::<Retired>) {
                     Some(retired) => said.insert(holder, retired),
                     None => said.remove(&holder),
                 };
                 if said.is_empty() {
-                    self.retired.remove(&node);
+                    self.retired.remove(&(node, kind));
                 }
-                self.news.retired.insert(node);
+                self.news.retired.insert((node, kind));
             }
             None => {}
         }
@@ -200,13 +200,15 @@ impl Planes {
         self.news.workers.insert(worker);
     }
 
-    /// What all notes about a node's retirement come to.
-    pub(crate) fn retired(&self, node: NodeId) -> Option<Retired> {
-        self.retired.get(&node)?.values().max().copied()
+    /// What all notes about the retirement of a lane come to.
+    pub(crate) fn retired(&self, node: NodeId, kind: Kind) -> Option<Retired> {
+        let said = self.retired.get(&(node, kind))?.values();
+        // The newest lane and the newest run may be known to different nodes.
+        said.copied().reduce(|a, b| Retired { boot: a.boot.max(b.boot), ..a.max(b) })
     }
 
-    /// The nodes about whose retirement the word changed since this was last asked.
-    pub(crate) fn take_retired(&mut self) -> BTreeSet<NodeId> {
+    /// The lanes about whose retirement the word changed since this was last asked.
+    pub(crate) fn take_retired(&mut self) -> BTreeSet<(NodeId, Kind)> {
         std::mem::take(&mut self.news.retired)
     }
 

@@ -295,7 +295,7 @@ impl Replica {
                     // A lane of our own is only past what a peer holds once it has begun anew over that.
                     let position = self.lanes.position(*writer, *kind);
                     let reached = if *writer == self.me { position > *target } else { position >= *target };
-                    reached || self.lanes.is_dead(*writer, *kind, target.epoch)
+                    reached || self.lanes.is_dead(*writer, *kind, *target)
                 })
         })
     }

@@ -211,7 +211,9 @@ impl Replica {
     fn judge(&self, from: NodeId, kind: Kind, chunk: &Chunk) -> Judgement {
         let ours = self.lanes.position(chunk.writer, kind);
         let old = chunk.epoch == ours.epoch && chunk.last.is_some_and(|last| last.version <= ours.version);
-        if self.lanes.is_dead(chunk.writer, kind, chunk.epoch) {
+        // Only its last part tells how far a transfer leads.
+        let version = chunk.last.map_or(u64::MAX, |last| last.version);
+        if self.lanes.is_dead(chunk.writer, kind, Position { epoch: chunk.epoch, version }) {
             return Judgement::Dead;
         }
         if old || chunk.epoch < ours.epoch {
@@ -259,7 +261,7 @@ impl Replica {
         }
         let ours = self.lanes.position(writer, kind);
         let fits = patch.since == 0 || (patch.to.epoch == ours.epoch && patch.since <= ours.version);
-        if patch.to <= ours || !fits || self.lanes.is_dead(writer, kind, patch.to.epoch) {
+        if patch.to <= ours || !fits || self.lanes.is_dead(writer, kind, patch.to) {
             return Ok(());
         }
         let lane = self.lanes.lane(writer, kind).filter(|_| patch.since != 0);
@@ -279,8 +281,8 @@ impl Replica {
     /// A writer's ephemeral lanes die with its boot number.
     pub(super) fn bury(&mut self, now: Timestamp, writer: NodeId) {
         for kind in Kind::ALL.into_iter().filter(|kind| !kind.is_durable()) {
-            let epoch = self.lanes.position(writer, kind).epoch;
-            if epoch != 0 && self.lanes.is_dead(writer, kind, epoch) {
+            let position = self.lanes.position(writer, kind);
+            if position.version != 0 && self.lanes.is_dead(writer, kind, position) {
                 let changes = self.lanes.drop_lane(writer, kind);
                 self.absorb(now, writer, kind, &changes);
             }
@@ -315,7 +317,7 @@ impl Replica {
             }
             let theirs = Position { epoch: row.epoch, version: row.version };
             if row.writer == self.me && row.outcome == Outcome::Dead {
-                self.revive(now, kind, row.epoch);
+                self.revive(now, kind, theirs);
             } else if row.writer == self.me && (row.outcome == Outcome::Ahead || theirs > lane.position()) {
                 self.ask_for_own(now, from, kind, theirs);
             }

@@ -175,7 +175,7 @@ impl Replica {
     fn compare(&mut self, now: Timestamp, from: NodeId, kind: Kind, row: &LaneRow) {
         let (writer, theirs) = (row.writer, Position { epoch: row.epoch, version: row.version });
         let ours = self.lanes.position(writer, kind);
-        if theirs <= ours || self.lanes.is_dead(writer, kind, theirs.epoch) {
+        if theirs <= ours || self.lanes.is_dead(writer, kind, theirs) {
             return;
         }
         let since = *self.behind.entry((kind, writer)).or_insert(now);

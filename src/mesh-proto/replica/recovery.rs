@@ -107,48 +107,44 @@ impl Replica {
     pub(super) fn settle_retired(&mut self, now: Timestamp) {
         // Dropping lanes may drop notes, which are then looked at again; each round drops lanes or ends.
         loop {
-            let nodes = self.planes.take_retired();
-            if nodes.is_empty() {
+            let lanes = self.planes.take_retired();
+            if lanes.is_empty() {
                 return;
             }
-            for node in nodes {
-                self.lanes.retire(node, self.planes.retired(node));
-                if node == self.me {
-                    let retired = self.lanes.retired(node);
-                    for kind in Kind::ALL {
-                        self.revive(now, kind, if kind.is_durable() { retired.epoch } else { retired.boot });
+            for (node, kind) in lanes {
+                self.lanes.retire(node, kind, self.planes.retired(node, kind));
+                let runs = Kind::ALL.into_iter().filter(|other| kind == Kind::Workers && !other.is_durable());
+                for kind in std::iter::once(kind).chain(runs) {
+                    if node == self.me {
+                        self.revive(now, kind, self.lanes.given_up(node, kind));
+                    } else {
+                        self.drop_dead(now, node, kind);
                     }
-                } else {
-                    self.drop_dead(now, node);
                 }
             }
         }
     }
 
-    fn drop_dead(&mut self, now: Timestamp, writer: NodeId) {
-        for kind in Kind::ALL {
-            let epoch = self.lanes.position(writer, kind).epoch;
-            if epoch != 0 && self.lanes.is_dead(writer, kind, epoch) {
-                let changes = self.lanes.drop_lane(writer, kind);
-                self.absorb(now, writer, kind, &changes);
-            }
+    fn drop_dead(&mut self, now: Timestamp, writer: NodeId, kind: Kind) {
+        let position = self.lanes.position(writer, kind);
+        if position.version != 0 && self.lanes.is_dead(writer, kind, position) {
+            let changes = self.lanes.drop_lane(writer, kind);
+            self.absorb(now, writer, kind, &changes);
         }
     }
 
     /// Others took us for dead and went on in our name. We say everything again, beyond what they gave up; removals of what we said
     /// stand, for they are kept as long as we are noted as dead.
-    pub(super) fn revive(&mut self, now: Timestamp, kind: Kind, given_up: u64) {
+    pub(super) fn revive(&mut self, now: Timestamp, kind: Kind, given_up: Position) {
         if !kind.is_durable() {
-            if self.boot <= given_up {
-                self.set_boot(given_up + 1);
+            if self.boot <= given_up.epoch {
+                self.set_boot(given_up.epoch + 1);
             }
             return;
         }
-        let Some(lane) = self.lanes.lane(self.me, kind).filter(|lane| lane.position().epoch <= given_up) else {
-            return;
-        };
+        let Some(lane) = self.lanes.lane(self.me, kind).filter(|lane| lane.position() <= given_up) else { return };
         let live: Vec<(Bytes, Bytes)> = lane.live_from(&[]).map(|(key, value)| (key.clone(), value.clone())).collect();
-        let renewed = Lane::renewed(given_up + 1, lane.position(), live);
+        let renewed = Lane::renewed(given_up.epoch + 1, given_up, live);
         self.renew(now, kind, renewed);
     }
 }

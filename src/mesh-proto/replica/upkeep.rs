@@ -8,7 +8,7 @@ use smg_base::{Timestamp, WorkerId};
 use super::Replica;
 use crate::{
     Kind, NodeId,
-    lanes::{Claim, Retired, WorkersKey, adopted, claim, owned, retired, retired_keys},
+    lanes::{Claim, Position, Retired, WorkersKey, adopted, claim, owned, retired, retired_keys},
     planes::Removal,
     wire::{decode_value, encode_value},
 };
@@ -98,27 +98,42 @@ impl Replica {
     }
 
     fn adopt(&mut self, now: Timestamp, writer: NodeId) {
-        let note = Retired { epoch: self.lanes.epoch(writer), boot: self.lanes.boot(writer) };
+        self.silent.remove(&writer);
+        let boot = self.lanes.boot(writer);
         for kind in Kind::ALL.into_iter().filter(|kind| kind.is_durable()) {
-            let Some(lane) = self.lanes.lane(writer, kind) else { continue };
-            let entries: Vec<(Bytes, Bytes)> =
-                lane.live_from(&[]).map(|(key, value)| (key.clone(), value.clone())).collect();
-            for (key, value) in entries {
-                let key = match claim(writer, &key) {
-                    Some(Claim::Entry(claimed)) if self.is_covered(kind, &claimed.key) => continue,
-                    Some(Claim::Entry(claimed)) => adopted(claimed.author, &claimed.key),
-                    // A note about another, or what a newer program wrote: kept as it is.
-                    Some(Claim::Retired(_)) | None => key,
-                };
-                if self.put(now, kind, key, Some(value)).is_err() {
-                    // No room: it stays where it is until there is.
-                    return;
-                }
+            // The workers lane speaks for the ephemeral ones too.
+            if self.lanes.lane(writer, kind).is_some() || kind == Kind::Workers {
+                self.adopt_lane(now, writer, kind, if kind == Kind::Workers { boot } else { 0 });
             }
         }
-        self.silent.remove(&writer);
-        let noted = self.put(now, Kind::Workers, retired(writer), Some(encode_value(&note)));
-        debug_assert!(noted.is_ok() || self.limits.lane_entries_max > 0, "a note is small");
+    }
+
+    /// The entries and the note are in one lane, so that nobody learns the one without the other.
+    fn adopt_lane(&mut self, now: Timestamp, writer: NodeId, kind: Kind, boot: u64) {
+        let Position { epoch, version } = self.lanes.position(writer, kind).max(self.lanes.given_up(writer, kind));
+        let lane = self.lanes.lane(writer, kind).into_iter().flat_map(|lane| lane.live_from(&[]));
+        let entries: Vec<(Bytes, Bytes)> = lane.map(|(key, value)| (key.clone(), value.clone())).collect();
+        for (key, value) in entries {
+            let (key, value) = match claim(writer, &key) {
+                Some(Claim::Entry(claimed)) if self.is_covered(kind, &claimed.key) => continue,
+                Some(Claim::Entry(claimed)) => (adopted(claimed.author, &claimed.key), value),
+                Some(Claim::Retired(node)) => match self.planes.retired(node, kind) {
+                    Some(note) if node != self.me => (key, encode_value(&note)),
+                    _ => continue,
+                },
+                // What a newer program wrote is kept as it is.
+                None => (key, value),
+            };
+            if self.put(now, kind, key, Some(value)).is_err() {
+                // No room: it stays where it is until there is.
+                return;
+            }
+        }
+        let note = encode_value(&Retired { epoch, version, boot });
+        if self.put(now, kind, retired(writer), Some(note)).is_err() {
+            // The same: without the note nothing is dropped.
+            self.silent.insert(writer, now);
+        }
     }
 
     fn is_covered(&self, kind: Kind, key: &[u8]) -> bool {
@@ -130,42 +145,44 @@ impl Replica {
 
     /// A node that was taken for dead and is back says again what was said in its name.
     fn release_the_living(&mut self, now: Timestamp) {
-        let Some(lane) = self.lanes.lane(self.me, Kind::Workers) else { return };
-        let mut notes: Vec<Note> = Vec::new();
-        for (key, value) in lane.live_from(&retired_keys()) {
-            if let (Some(Claim::Retired(node)), Some(retired)) = (claim(self.me, key), decode_value(value)) {
-                notes.push(Note { version: lane.version_of(key).unwrap_or_default(), key: key.clone(), node, retired });
-            }
-        }
-        notes.sort_unstable_by_key(|note| note.version);
-        let surplus = notes.len().saturating_sub(RETIRED_MAX);
-        for (index, Note { key, node, retired, .. }) in notes.into_iter().enumerate() {
-            let durable = Kind::ALL.into_iter().filter(|kind| kind.is_durable());
-            let epoch = durable.map(|kind| self.lanes.position(node, kind).epoch).max().unwrap_or_default();
-            let is_back = self.planes.alive().contains(&node) && epoch > retired.epoch;
-            if index < surplus || (is_back && self.release(now, node) == 0) {
-                self.erase(now, Kind::Workers, &key);
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.is_durable()) {
+            let mut notes = self.notes(kind);
+            notes.sort_unstable_by_key(|note| note.version);
+            let surplus = notes.len().saturating_sub(RETIRED_MAX);
+            for (index, Note { key, node, retired, .. }) in notes.into_iter().enumerate() {
+                let given_up = Position { epoch: retired.epoch, version: retired.version };
+                let is_back = self.planes.alive().contains(&node) && self.lanes.position(node, kind) > given_up;
+                if index < surplus || (is_back && self.release(now, node, kind) == 0) {
+                    self.erase(now, kind, &key);
+                }
             }
         }
     }
 
-    /// Drops from our lanes what `author` says itself again. Says how many entries are left.
-    fn release(&mut self, now: Timestamp, author: NodeId) -> usize {
-        let prefix = adopted(author, &[]);
-        let mut left = 0;
-        for kind in Kind::ALL.into_iter().filter(|kind| kind.is_durable()) {
-            let Some(lane) = self.lanes.lane(self.me, kind) else { continue };
-            let theirs = self.lanes.lane(author, kind);
-            let said_again =
-                |key: &Bytes| theirs.is_some_and(|lane| lane.version_of(&owned(&key[prefix.len()..])).is_some());
-            let keys: Vec<Bytes> = lane.live_from(&prefix).map(|(key, _)| key.clone()).collect();
-            let (again, kept): (Vec<Bytes>, Vec<Bytes>) = keys.into_iter().partition(said_again);
-            left += kept.len();
-            for key in again {
-                self.erase(now, kind, &key);
+    fn notes(&self, kind: Kind) -> Vec<Note> {
+        let Some(lane) = self.lanes.lane(self.me, kind) else { return Vec::new() };
+        let read = |(key, value): (&Bytes, &Bytes)| match (claim(self.me, key), decode_value(value)) {
+            (Some(Claim::Retired(node)), Some(retired)) => {
+                Some(Note { version: lane.version_of(key).unwrap_or_default(), key: key.clone(), node, retired })
             }
+            _ => None,
+        };
+        lane.live_from(&retired_keys()).filter_map(read).collect()
+    }
+
+    /// Drops from our lane what `author` says itself again. Says how many entries are left.
+    fn release(&mut self, now: Timestamp, author: NodeId, kind: Kind) -> usize {
+        let prefix = adopted(author, &[]);
+        let Some(lane) = self.lanes.lane(self.me, kind) else { return 0 };
+        let theirs = self.lanes.lane(author, kind);
+        let said_again =
+            |key: &Bytes| theirs.is_some_and(|lane| lane.version_of(&owned(&key[prefix.len()..])).is_some());
+        let keys: Vec<Bytes> = lane.live_from(&prefix).map(|(key, _)| key.clone()).collect();
+        let (again, kept): (Vec<Bytes>, Vec<Bytes>) = keys.into_iter().partition(said_again);
+        for key in again {
+            self.erase(now, kind, &key);
         }
-        left
+        kept.len()
     }
 
     /// A removal of ours may go once its assertion is in no lane, every writer is there to say so, and every peer has been seen to
@@ -189,7 +206,9 @@ impl Replica {
             };
             let worker = WorkerId::from_u128(removal.worker);
             // Whoever was taken for dead may come back with what it said before.
-            if dot.is_declared() || removal.authors.iter().any(|author| self.planes.retired(*author).is_some()) {
+            if dot.is_declared()
+                || removal.authors.iter().any(|author| self.planes.retired(*author, Kind::Workers).is_some())
+            {
                 continue;
             }
             if self.planes.workers.is_held(worker, dot) {

@@ -93,7 +93,7 @@ fn values() -> Vec<(&'static str, Bytes)> {
         ("ledger", encode_value(&Ledger { requests: 1, decoding: 2, pending_tokens: 3 })),
         ("engine", encode_value(&engine)),
         ("config-value", encode_value(&ConfigValue { lamport: 8, value: Some(b"v".to_vec()) })),
-        ("retired", encode_value(&crate::lanes::Retired { epoch: 1, boot: 2 })),
+        ("retired", encode_value(&crate::lanes::Retired { epoch: 1, version: 2, boot: 3 })),
         ("removal", encode_value(&crate::planes::Removal { worker: 5, authors: vec![node(6)] })),
     ]
 }
