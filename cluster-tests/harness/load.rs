@@ -39,6 +39,15 @@ pub(crate) struct Plan {
     pub(crate) pause: Duration,
     /// Time between two of the 16 events of a stream.
     pub(crate) event_pause: Duration,
+    /// Whether requests may run more than once.
+    pub(crate) replay: Replay,
+}
+
+/// What a client allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Replay {
+    Allowed,
+    Forbidden,
 }
 
 /// Running clients.
@@ -217,6 +226,9 @@ async fn request(shared: &Shared, door: &Door, stream: Stream, tally: &mut Tally
     *tally.by_node.entry(door.name.clone()).or_default() += 1;
     let mut ask =
         on(CHAT, "demo", stream).field("x-request-id", &format!("load-{number}")).field("connection", "close");
+    if shared.plan.replay == Replay::Allowed {
+        ask = ask.field("x-smg-allow-replay", "true");
+    }
     if stream == Stream::Yes {
         tally.streams += 1;
         ask = ask.fault(&format!("delay={}ms@event:*", shared.plan.event_pause.as_millis()));

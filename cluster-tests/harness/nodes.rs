@@ -173,9 +173,13 @@ impl Node {
         assert!(matches!(answer.status, 200 | 202), "{}: {}", self.name, answer.text());
     }
 
-    /// Asks it for a completion; the answer tells the worker.
+    /// Asks it for a streamed completion, which may run more than once; the answer tells the worker.
     pub(crate) async fn chat(&self) -> Answer {
-        self.ask(&on(CHAT, "demo", Stream::No).field("x-smg-debug", "1")).await
+        let ask = on(CHAT, "demo", Stream::Yes).field("x-smg-debug", "1").field("x-smg-allow-replay", "true");
+        let answer = self.ask(&ask).await;
+        let ends_well = answer.is_whole && answer.body.ends_with(b"data: [DONE]\n\n");
+        assert!(answer.status != 200 || ends_well, "{}: {}", self.name, answer.text());
+        answer
     }
 
     /// The worker, by id, that it chooses for this routing key.

@@ -9,7 +9,7 @@ use std::{
 use serde_json::json;
 use smg_mock_worker::{Config, Limits};
 
-use crate::harness::{Engine, Lab, Load, Node, Plan, agreed, formed, lost, serving_all, skipped, stays, took};
+use crate::harness::{Engine, Lab, Load, Node, Plan, Replay, agreed, formed, lost, serving_all, skipped, stays, took};
 
 /// Engines whose ledgers forget nothing.
 fn engines(lab: &Lab, count: usize) -> Vec<Engine> {
@@ -35,6 +35,12 @@ async fn mesh(lab: &Lab, count: usize, engines: &[Engine], flags: &[&str]) -> Ve
     formed(&all).await;
     serving_all(&all, &urls).await;
     nodes
+}
+
+/// Clients whose requests may run only once.
+fn plan(plain: usize, streams: usize, event_pause_ms: u64) -> Plan {
+    let event_pause = Duration::from_millis(event_pause_ms);
+    Plan { plain, streams, pause: Duration::from_millis(5), event_pause, replay: Replay::Forbidden }
 }
 
 fn all_but(nodes: &[Node], index: usize) -> Vec<&Node> {
@@ -90,7 +96,7 @@ async fn a_killed_node_takes_only_its_own_requests_with_it() {
     let Some(lab) = Lab::open(402) else { return };
     let engines = engines(&lab, 3);
     let mut nodes = mesh(&lab, 5, &engines, &[]).await;
-    let plan = Plan { plain: 8, streams: 40, pause: Duration::from_millis(5), event_pause: Duration::from_millis(100) };
+    let plan = plan(8, 40, 100);
     let load = Load::start(&nodes.iter().collect::<Vec<_>>(), plan);
     took("streams to be open", async || load.open_streams() >= 40 && load.sent() > 500).await;
     nodes[3].kill().await;
@@ -228,7 +234,7 @@ async fn a_stalled_peer_does_not_grow_the_others() {
     let engines = engines(&lab, 2);
     let nodes = mesh(&lab, 3, &engines, &[]).await;
     let others = all_but(&nodes, 2);
-    let plan = Plan { plain: 8, streams: 20, pause: Duration::from_millis(5), event_pause: Duration::from_millis(100) };
+    let plan = plan(8, 20, 100);
     let load = Load::start(&others, plan);
     // Settings that change all the time are what a peer has to be told.
     let value = "x".repeat(4_000);

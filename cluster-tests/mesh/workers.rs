@@ -1,6 +1,9 @@
 //! Workers that all nodes share: who may use them, by which way, and that what was removed stays away.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use smg_mock_worker::Outcome;
 
@@ -140,4 +143,34 @@ async fn what_was_removed_stays_away() {
     // Adding it again is a new decision.
     nodes[2].add(&declared.url).await;
     serving_all(&all, &[&declared.url, &kept.url]).await;
+}
+
+/// Of two nodes through which a worker is reached one dies: the other is used at once.
+#[tokio::test]
+async fn a_dead_relay_is_left_at_once() {
+    let Some(lab) = Lab::open(504) else { return };
+    let engine = lab.engine("e0");
+    let mut nodes = started(&lab, 3, &[]).await;
+    lab.fabric.split(&[&engine.host], &[&nodes[2].host]);
+    nodes[0].add(&engine.url).await;
+    for node in &nodes {
+        took("the worker to be used", async || node.is_ready().await && node.chat().await.status == 200).await;
+    }
+    for index in [0, 1] {
+        // Both ways are known, so one can stand in for the other.
+        serving_all(&[&nodes[0], &nodes[1]], &[&engine.url]).await;
+        nodes[index].kill().await;
+        let killed = Instant::now();
+        let mut worst = Duration::ZERO;
+        while killed.elapsed() < Duration::from_secs(4) {
+            let asked = Instant::now();
+            let answer = nodes[2].chat().await;
+            assert_eq!(answer.status, 200, "{:?} after the kill: {}", killed.elapsed(), answer.text());
+            worst = worst.max(asked.elapsed());
+        }
+        println!("a relay died: every request was answered, the slowest after {worst:?} (target 1.5 s)");
+        assert!(worst < Duration::from_secs(5), "{worst:?}");
+        nodes[index].start().await;
+        formed(&nodes.iter().collect::<Vec<_>>()).await;
+    }
 }
