@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem::{Discriminant, discriminant},
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -161,14 +162,14 @@ impl Driver {
             relay_links: BTreeMap::new(),
             met: BTreeSet::new(),
             dialling: BTreeSet::new(),
-            complaints: Arc::default(),
+            complaints: Complaints::default(),
             outbox: Outbox::default(),
             writes: BTreeMap::new(),
             leaving: Vec::new(),
             next_connection: 0,
             next_ticket: 0,
         };
-        work.run(arriving, ends.commanded, ends.mailbox, &shutdown).await;
+        Box::pin(work.run(arriving, ends.commanded, ends.mailbox, &shutdown)).await;
         for helper in helpers {
             helper.abort();
         }
@@ -197,7 +198,7 @@ struct Work {
     /// Peers that were connected once.
     met: BTreeSet<NodeId>,
     dialling: BTreeSet<SocketAddr>,
-    complaints: Arc<Mutex<BTreeMap<SocketAddr, DialError>>>,
+    complaints: Complaints,
     outbox: Outbox,
     writes: BTreeMap<Ticket, oneshot::Sender<Result<(), WriteError>>>,
     leaving: Vec<oneshot::Sender<()>>,
@@ -393,7 +394,7 @@ impl Work {
         let node = peer.identity.node();
         if direction == Direction::Dialled {
             self.dialling.remove(&address);
-            self.complaints.lock().remove(&address);
+            self.complaints.reached(address);
         }
         let of_peer = self.links.values().filter(|link| link.peer == node).count();
         if of_peer >= PEER_CONNECTIONS_MAX {
@@ -459,7 +460,7 @@ impl Work {
             return;
         }
         let (endpoint, inbound) = (Arc::clone(&self.endpoint), self.inbound.clone());
-        let complaints = Arc::clone(&self.complaints);
+        let complaints = self.complaints.clone();
         let failed = self.metrics.handshakes_failed.with_label_values(&["sent"]);
         self.tasks.spawn(TaskKind::Background, "mesh dial", async move {
             let outcome = match endpoint.dial(address, Purpose::Mesh).await {
@@ -471,7 +472,7 @@ impl Work {
                 }
                 Err(error) => {
                     failed.inc();
-                    complain(&complaints, address, error);
+                    complaints.failed(address, &error);
                     Inbound::Input(Input::DialFailed { address })
                 }
             };
@@ -526,22 +527,39 @@ async fn deliver(events: &Sender<Event>, outbox: &Outbox) -> Delivery {
     }
 }
 
-/// Says once what is wrong with an address, and again when something else is.
-fn complain(complaints: &Mutex<BTreeMap<SocketAddr, DialError>>, address: SocketAddr, error: DialError) {
-    let mut complaints = complaints.lock();
-    if complaints.get(&address) == Some(&error) {
-        tracing::debug!(%address, %error, "peer not reached");
-        return;
-    }
-    tracing::warn!(%address, %error, "peer not reached, trying again");
-    if complaints.len() >= COMPLAINTS_MAX {
-        complaints.clear();
-    }
-    complaints.insert(address, error);
-}
+/// What is wrong with addresses that are not reached. Each kind of problem is told once in an outage: members that are gone
+/// are dialled every second.
+#[derive(Clone, Default)]
+struct Complaints(Arc<Mutex<BTreeMap<SocketAddr, Told>>>);
 
-/// Addresses whose last problem is remembered.
+/// Kinds of problems that were told.
+type Told = Vec<Discriminant<DialError>>;
+
+/// Addresses whose problems are remembered.
 const COMPLAINTS_MAX: usize = 1_024;
+
+impl Complaints {
+    fn failed(&self, address: SocketAddr, error: &DialError) {
+        let mut told = self.0.lock();
+        if told.len() >= COMPLAINTS_MAX && !told.contains_key(&address) {
+            told.clear();
+        }
+        let told = told.entry(address).or_default();
+        let kind = discriminant(error);
+        if told.contains(&kind) {
+            tracing::debug!(%address, %error, "peer not reached");
+        } else {
+            tracing::warn!(%address, %error, "peer not reached, trying again");
+            told.push(kind);
+        }
+    }
+
+    fn reached(&self, address: SocketAddr) {
+        if self.0.lock().remove(&address).is_some() {
+            tracing::info!(%address, "peer reached again");
+        }
+    }
+}
 
 async fn follow(mut follower: Follower, inbound: Sender<Inbound>) {
     loop {
@@ -554,7 +572,7 @@ async fn follow(mut follower: Follower, inbound: Sender<Inbound>) {
 
 /// Lets others in.
 async fn listen(endpoint: Arc<Endpoint>, inbound: Sender<Inbound>, metrics: Metrics) {
-    let complaints = Mutex::default();
+    let complaints = Complaints::default();
     let mut handshakes = FuturesUnordered::new();
     loop {
         tokio::select! {
@@ -571,6 +589,9 @@ async fn listen(endpoint: Arc<Endpoint>, inbound: Sender<Inbound>, metrics: Metr
                 }
             }
             Some(done) = handshakes.next() => {
+                if done.outcome.is_ok() {
+                    complaints.reached(done.address);
+                }
                 let arrived = match done.outcome {
                     Ok(Admitted { purpose: Purpose::Mesh, peer }) => {
                         Inbound::Peer { peer, address: done.address, direction: Direction::Accepted }
@@ -578,7 +599,7 @@ async fn listen(endpoint: Arc<Endpoint>, inbound: Sender<Inbound>, metrics: Metr
                     Ok(Admitted { purpose: Purpose::Relay, peer }) => Inbound::RelayPeer(peer),
                     Err(error) => {
                         metrics.handshakes_failed.with_label_values(&["received"]).inc();
-                        complain(&complaints, done.address, error);
+                        complaints.failed(done.address, &error);
                         continue;
                     }
                 };
@@ -604,7 +625,7 @@ async fn reload(endpoint: Arc<Endpoint>, every: Duration) {
             Ok(Ok(true)) => tracing::info!("certificates of the mesh reloaded"),
             Ok(Ok(false)) => {}
             Ok(Err(error)) => {
-                tracing::error!(%error, "new certificates of the mesh are not used, the last good ones stay")
+                tracing::error!(%error, "new certificates of the mesh are not used, the last good ones stay");
             }
             Err(error) => tracing::error!(%error, "certificates of the mesh were not looked at"),
         }

@@ -302,7 +302,9 @@ async fn write_each(
     unfold(queue, |mut queue| async { queue.recv().await.map(|frame| (frame, queue)) })
         .map(|frame| write_one(connection, frame, class, counters))
         .buffer_unordered(under_way_max)
-        .for_each(|outcome| async move { counters.outcome(outcome) })
+        .for_each(|outcome| async move {
+            counters.outcome(outcome);
+        })
         .await;
 }
 

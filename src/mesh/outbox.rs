@@ -91,11 +91,6 @@ impl Outbox {
     pub(crate) fn take(&mut self) -> Option<Event> {
         self.0.take()
     }
-
-    /// Whether there is none.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.order.is_empty()
-    }
 }
 
 /// What a write is about.
@@ -187,7 +182,7 @@ mod tests {
         assert_eq!(outbox.front(), Some(&config("a", 2)));
         let all: Vec<_> = std::iter::from_fn(|| outbox.take()).collect();
         assert_eq!(all, [config("a", 2), config("b", 1), Event::Joined { alone: true }]);
-        assert!(outbox.is_empty());
+        assert!(outbox.front().is_none());
     }
 
     #[tokio::test]

@@ -44,7 +44,7 @@ pub struct RelayStream {
     send: SendStream,
     receive: RecvStream,
     /// Ends when the other side wants no more, even while nothing is written.
-    unwanted: Option<Pin<Box<dyn Future<Output = Result<Option<VarInt>, StoppedError>> + Send + Sync>>>,
+    unwanted: Option<Unwanted>,
     role: Role,
     /// Whether our end was sent.
     finished: bool,
@@ -52,6 +52,9 @@ pub struct RelayStream {
     ended: bool,
     _counted: Counted,
 }
+
+/// Ends with the code with which the other side stopped reading; with none if it read everything.
+type Unwanted = Pin<Box<dyn Future<Output = Result<Option<VarInt>, StoppedError>> + Send + Sync>>;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -63,7 +66,7 @@ enum Role {
 
 impl RelayStream {
     fn new(send: SendStream, receive: RecvStream, role: Role, counted: Counted) -> Self {
-        let unwanted: Pin<Box<dyn Future<Output = _> + Send + Sync>> = Box::pin(send.stopped());
+        let unwanted: Unwanted = Box::pin(send.stopped());
         Self { send, receive, unwanted: Some(unwanted), role, finished: false, ended: false, _counted: counted }
     }
 

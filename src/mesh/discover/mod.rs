@@ -160,7 +160,9 @@ mod tests {
 
     use super::*;
 
-    struct Scripted(Arc<Mutex<Vec<Result<Vec<SocketAddr>, DiscoverError>>>>);
+    type Answers = Vec<Result<Vec<SocketAddr>, DiscoverError>>;
+
+    struct Scripted(Arc<Mutex<Answers>>);
 
     impl Discover for Scripted {
         fn name(&self) -> String {

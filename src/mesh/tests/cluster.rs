@@ -63,13 +63,20 @@ struct Node {
     seen: Seen,
 }
 
+/// With whom a node has joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Company {
+    Alone,
+    Peers,
+}
+
 /// What a node was told by its mesh.
 #[derive(Debug, Default)]
 struct Seen {
     members: BTreeMap<String, MemberState>,
     workers: BTreeMap<WorkerId, Option<Bytes>>,
     loads: BTreeMap<WorkerId, Ledger>,
-    joined: Option<bool>,
+    joined: Option<Company>,
     refused: Option<Refusal>,
 }
 
@@ -101,7 +108,8 @@ impl Node {
                         self.seen.workers.insert(worker, row.map(|row| row.spec));
                     }
                     Event::PeerLoad { worker, ledger } => drop(self.seen.loads.insert(worker, ledger)),
-                    Event::Joined { alone } => self.seen.joined = Some(alone),
+                    Event::Joined { alone: true } => self.seen.joined = Some(Company::Alone),
+                    Event::Joined { alone: false } => self.seen.joined = Some(Company::Peers),
                     Event::Refused(refusal) => self.seen.refused = Some(refusal),
                     _ => {}
                 }
@@ -115,8 +123,8 @@ impl Node {
         self.until(&format!("{name} is {state:?}"), |seen| seen.members.get(name) == Some(&state)).await;
     }
 
-    async fn joins(&mut self, alone: bool) {
-        self.until("it joins", |seen| seen.joined == Some(alone)).await;
+    async fn joins(&mut self, company: Company) {
+        self.until("it joins", |seen| seen.joined == Some(company)).await;
     }
 
     async fn status(&self) -> Status {
@@ -177,8 +185,8 @@ async fn three() -> [Node; 3] {
             }
         }
     }
-    b.joins(false).await;
-    c.joins(false).await;
+    b.joins(Company::Peers).await;
+    c.joins(Company::Peers).await;
     [a, b, c]
 }
 
@@ -213,12 +221,12 @@ async fn three_nodes_form_and_what_one_writes_all_know() {
 #[tokio::test]
 async fn a_node_with_another_token_or_of_another_cluster_stays_outside() {
     let mut inside = Node::start(Setup::new("a", &[])).await;
-    inside.joins(true).await;
+    inside.joins(Company::Alone).await;
     let other_token = Setup { security: tokens(&["two"]), ..Setup::new("b", &[&inside]) };
     let other_cluster = Setup { cluster: "other", ..Setup::new("c", &[&inside]) };
     for setup in [other_token, other_cluster] {
         let mut outside = Node::start(setup).await;
-        outside.joins(true).await;
+        outside.joins(Company::Alone).await;
         let status = outside.status().await;
         assert_eq!(status.members.len(), 1, "{status:?}");
         let text = outside.registrar.encode();
@@ -233,7 +241,7 @@ async fn a_name_in_use_is_refused_with_its_place() {
     let mut a = Node::start(Setup::new("a", &[])).await;
     let mut b = Node::start(Setup::new("b", &[&a])).await;
     a.sees("b", MemberState::Alive).await;
-    b.joins(false).await;
+    b.joins(Company::Peers).await;
     let mut double = Node::start(Setup::new("b", &[&a])).await;
     double.until("it is refused", |seen| seen.refused.is_some()).await;
     let text = double.seen.refused.take().expect("it was refused").to_string();
@@ -253,7 +261,7 @@ async fn a_killed_node_is_noticed_and_comes_back_under_its_name() {
     b.sees("c", MemberState::Down).await;
     assert!(killed.elapsed() < Duration::from_secs(6), "{:?}", killed.elapsed());
     let mut again = Node::start(Setup::new("c", &[&b])).await;
-    again.joins(false).await;
+    again.joins(Company::Peers).await;
     for node in [&mut a, &mut b] {
         node.sees("c", MemberState::Alive).await;
     }
@@ -273,14 +281,14 @@ async fn what_was_acknowledged_is_there_after_a_crash() {
     let disk = Disk::default();
     let setup = Setup { disk: Some(disk.clone()), ..Setup::new("a", &[]) };
     let mut node = Node::start(setup.clone()).await;
-    node.joins(true).await;
+    node.joins(Company::Alone).await;
     for number in 0..20 {
         node.mesh.write(addition(number, b"kept")).await.expect("written");
     }
     node.mesh.write(Op::RemoveWorker { worker: worker(0) }).await.expect("written");
     node.kill();
     let mut again = Node::start(setup).await;
-    again.joins(true).await;
+    again.joins(Company::Alone).await;
     let known = |seen: &Seen| seen.workers.values().flatten().count() == 19;
     again.until("they are known", known).await;
     assert_eq!(again.seen.workers.get(&worker(0)).cloned().flatten(), None);

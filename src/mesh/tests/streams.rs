@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use smg_mesh_proto::{Class, CloseCode, ConnectionId, Gone, Input};
-use smg_runtime::metrics::Registrar;
+use smg_runtime::{Shutdown, TaskKind, Tasks};
 use tokio::time::{Duration, sleep};
 
 use super::*;
@@ -25,7 +25,7 @@ fn frame(mark: u8, payload: usize) -> Bytes {
 fn serve(number: u64, peer: Peer) -> (Link, Receiver<Inbound>) {
     let (sender, receiver) = queue();
     let ends = Ends::new(ConnectionId(number), peer, FRAME_BYTES_MAX, sender, &Metrics::new(&Registrar::new()));
-    tokio::spawn(ends.work.run());
+    Tasks::new(Shutdown::new()).spawn(TaskKind::Background, "connection", ends.work.run());
     (ends.link, receiver)
 }
 
