@@ -92,7 +92,7 @@ impl Lane {
         }
         if lane.position.version == 0 {
             // That nothing is left is news too: without a version nobody would be told, nor the writer know that it has said so.
-            (lane.position.version, lane.collected) = (1, 1);
+            lane.position.version = 1;
         }
         lane
     }
