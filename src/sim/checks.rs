@@ -1,9 +1,11 @@
 //! The looks at the whole cluster: what must hold at every moment, and what must come to hold after the faults.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use smg_base::{Timestamp, WorkerId};
-use smg_mesh_proto::{Digest, Kind, Ledger, MemberState, NodeId, Status, Verdict, Vote, WorkerRow};
+use smg_mesh_proto::{
+    Digest, Kind, Ledger, Member, MemberState, NodeId, PlaneStatus, Status, Verdict, Vote, WorkerRow,
+};
 
 use crate::{
     faults::revoked_key,
@@ -22,6 +24,8 @@ const SICK_LAG: Duration = Duration::from_secs(15);
 const SETTLED: Duration = Duration::from_secs(5);
 /// Within this after the last fault the cluster must be whole.
 pub(crate) const WHOLE_WITHIN: Duration = Duration::from_secs(20);
+/// How long nodes may differ after they were all equal.
+const UNEQUAL_MAX: Duration = Duration::from_secs(3);
 /// Frames a node may send in a second, per other node: more is a storm.
 const FRAMES_PER_PEER_MAX: u64 = 400;
 /// Tombstones in all lanes of one node that may stay when all is quiet.
@@ -205,7 +209,12 @@ impl World {
                 truth == Vote::Up && votes && now.since(found) >= SICK_LAG
             };
             let Some(witness) = calm.iter().find(well).filter(|_| self.is_free_of_sickness(number)) else { continue };
-            for view in calm.iter().filter(|view| view.workers.contains_key(&worker(number))) {
+            let is_met = |view: &&&View| {
+                let node = self.places[witness.place].id;
+                view.status.members.iter().any(|member| member.node == node && member.connected)
+            };
+            let with_worker = calm.iter().filter(|view| view.workers.contains_key(&worker(number)));
+            for view in with_worker.filter(is_met) {
                 let Some(process) = self.places[view.place].process.as_ref() else { continue };
                 let reach = process.subject.mesh().reach(worker(number));
                 if reach.verdict == Verdict::Down {
@@ -265,11 +274,16 @@ impl World {
         match self.is_whole(views) {
             Ok(()) => {
                 self.judge.whole_since.get_or_insert(self.now);
+                self.judge.broken_since = None;
             }
             Err(why) => {
-                if let Some(since) = self.judge.whole_since.take() {
-                    let what = format!("whole since {since:?}, no longer: {why}");
-                    self.judge.blame(self.now, Promise::Heals, what);
+                // Nodes tidy up after the last operation too, and what one has just written the others do not have yet.
+                let broken = *self.judge.broken_since.get_or_insert(self.now);
+                if let Some(since) = self.judge.whole_since {
+                    if self.now.since(broken) >= UNEQUAL_MAX {
+                        let what = format!("whole since {since:?}, and not for {UNEQUAL_MAX:?}: {why}");
+                        self.judge.blame(self.now, Promise::Heals, what);
+                    }
                 } else if self.now.since(healed) > WHOLE_WITHIN {
                     let what = format!("not whole {:?} after the last fault: {why}", self.now.since(healed));
                     self.judge.blame(self.now, Promise::Heals, what);
@@ -283,7 +297,8 @@ impl World {
     pub(crate) fn is_whole(&self, views: &[View]) -> Result<(), String> {
         if views.len() != self.plan.nodes {
             let missing = (0..self.plan.nodes).find(|place| !views.iter().any(|view| view.place == *place));
-            return Err(format!("n{} has not joined", missing.unwrap_or(0)));
+            let missing = missing.unwrap_or(0);
+            return Err(format!("n{missing} has not joined: {}", self.describe(missing)));
         }
         for view in views {
             for other in views {
@@ -307,6 +322,23 @@ impl World {
             }
         }
         same_planes(views)
+    }
+
+    /// What a process knows, in short.
+    fn describe(&self, place: usize) -> String {
+        let Some(process) = self.places[place].process.as_ref() else { return "does not run".to_owned() };
+        let status = process.subject.mesh().status(process.local(self.now));
+        let member = |member: &Arc<Member>| {
+            let connected = if member.connected { "connected" } else { "-" };
+            format!("{:?} {:?} boot {} {connected}", member.node, member.state, member.boot)
+        };
+        let members: Vec<String> = status.members.iter().map(member).collect();
+        let plane = |plane: &PlaneStatus| {
+            let lanes = plane.lanes.iter().map(|lane| (lane.writer, lane.epoch, lane.version));
+            format!("{} {:?}", plane.kind.as_str(), lanes.collect::<Vec<_>>())
+        };
+        let planes: Vec<String> = status.planes.iter().map(plane).collect();
+        format!("{:?}: {}; {}", self.places[place].id, members.join(", "), planes.join(", "))
     }
 
     /// What must hold when the run is over.

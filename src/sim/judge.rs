@@ -134,6 +134,8 @@ pub(crate) struct Judge {
     pub(crate) wrongly_down: BTreeMap<(usize, u32, usize), Timestamp>,
     /// When the cluster was first found whole after the faults, and still is.
     pub(crate) whole_since: Option<Timestamp>,
+    /// Since when it is not, or no longer.
+    pub(crate) broken_since: Option<Timestamp>,
     /// Why it was last not whole.
     pub(crate) not_whole: String,
     pub(crate) has_lost_disks: bool,
