@@ -166,6 +166,7 @@ impl Driver {
             outbox: Outbox::default(),
             writes: BTreeMap::new(),
             leaving: Vec::new(),
+            left: Left::No,
             next_connection: 0,
             next_ticket: 0,
         };
@@ -202,6 +203,7 @@ struct Work {
     outbox: Outbox,
     writes: BTreeMap<Ticket, oneshot::Sender<Result<(), WriteError>>>,
     leaving: Vec<oneshot::Sender<()>>,
+    left: Left,
     next_connection: u64,
     next_ticket: u64,
 }
@@ -250,6 +252,7 @@ impl Work {
                 self.arrived(inbound);
             }
             stalled_until = self.tick_if_due(stalled_until);
+            self.part();
         }
         self.stop().await;
     }
@@ -273,6 +276,22 @@ impl Work {
         self.metrics.lateness.set(late.as_secs_f64());
         self.feed(Input::Tick);
         None
+    }
+
+    /// Once the node has left and every connection has said so, tells those who wait for it: the process may end then, and
+    /// would take with it what is not out.
+    fn part(&mut self) {
+        if self.left == Left::No || self.leaving.is_empty() || !self.links.is_empty() {
+            return;
+        }
+        let (endpoint, leaving) = (Arc::clone(&self.endpoint), std::mem::take(&mut self.leaving));
+        self.tasks.spawn(TaskKind::Background, "mesh farewell", async move {
+            endpoint.idle().await;
+            for done in leaving {
+                // Whoever asked may have given up.
+                let _ = done.send(());
+            }
+        });
     }
 
     async fn stop(mut self) {
@@ -329,12 +348,7 @@ impl Work {
                 let took = self.clock.now().since(self.started);
                 self.metrics.join_duration.observe(took.as_secs_f64());
             }
-            Event::Left => {
-                for done in self.leaving.drain(..) {
-                    // Whoever asked may have given up.
-                    let _ = done.send(());
-                }
-            }
+            Event::Left => self.left = Left::Yes,
             _ => {}
         }
         self.outbox.put(event);
@@ -510,6 +524,13 @@ impl Work {
         }
         vitals
     }
+}
+
+/// Whether the node has left the cluster.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Yes,
+    No,
 }
 
 /// What became of the next event.

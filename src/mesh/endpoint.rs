@@ -30,6 +30,9 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(1);
 /// How long a connection lives without a packet from the other side.
 const IDLE_MAX: Duration = Duration::from_secs(8);
 
+/// How long the end of connections is waited for.
+const IDLE_WAIT_MAX: Duration = Duration::from_millis(500);
+
 /// How often the side that dialled makes sure that there are packets.
 const KEEP_ALIVE: Duration = Duration::from_millis(2_500);
 
@@ -206,8 +209,13 @@ impl Endpoint {
     /// Closes every connection, and waits until that is out.
     pub(crate) async fn close(&self) {
         self.endpoint.close(close_code(CloseCode::Other), b"");
+        self.idle().await;
+    }
+
+    /// Waits a little until no connection is left, and every close is out.
+    pub(crate) async fn idle(&self) {
         // What is not out by then does not matter: the others notice by themselves.
-        let _ = timeout(Duration::from_millis(500), self.endpoint.wait_idle()).await;
+        let _ = timeout(IDLE_WAIT_MAX, self.endpoint.wait_idle()).await;
     }
 
     fn check_place(&self, address: SocketAddr) -> Result<(), DialError> {

@@ -271,9 +271,12 @@ async fn a_killed_node_is_noticed_and_comes_back_under_its_name() {
 async fn one_that_leaves_is_known_to_have_left() {
     let [mut a, mut b, c] = three().await;
     timeout(PATIENCE, c.mesh.leave()).await.expect("it does not wait for ever");
+    let late = c.mesh.write(addition(1, b"late")).await;
+    assert_eq!(late, Err(WriteError::Leaving));
+    // What the others are told, they were told before.
+    c.kill();
     a.sees("c", MemberState::Left).await;
     b.sees("c", MemberState::Left).await;
-    assert_eq!(c.mesh.write(addition(1, b"late")).await, Err(WriteError::Leaving));
 }
 
 #[tokio::test]
