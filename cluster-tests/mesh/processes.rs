@@ -117,10 +117,9 @@ async fn a_rolling_restart_costs_nothing() {
     let Some(lab) = Lab::open(403) else { return };
     let engines = engines(&lab, 4);
     let mut nodes = mesh(&lab, 5, &engines, &["--drain-delay", "2s"]).await;
-    let plan =
-        Plan { plain: 6, streams: 100, pause: Duration::from_millis(5), event_pause: Duration::from_millis(250) };
+    let plan = plan(6, 500, 250);
     let load = Load::start(&nodes.iter().collect::<Vec<_>>(), plan);
-    took("streams to be open", async || load.open_streams() >= 100).await;
+    took("streams to be open", async || load.open_streams() >= 500).await;
     let started = Instant::now();
     for node in &mut nodes {
         let begun = Instant::now();
