@@ -13,6 +13,8 @@ const SEED_PAUSE: Duration = Duration::from_millis(500);
 const SEED_PAUSE_AMONG_PEERS: Duration = Duration::from_secs(60);
 /// How long a seed that is reached is not looked at.
 const SEED_REACHED: Duration = Duration::from_secs(1);
+/// How much rarer those are dialled that have left.
+const LEFT_PAUSE: u32 = 5;
 /// How long the node with the greater id leaves the dialling to the other.
 const COURTESY: Duration = Duration::from_secs(1);
 
@@ -94,19 +96,19 @@ impl Dialer {
         let mut dials = Vec::new();
         let mut wanted = BTreeMap::new();
         for (node, entry) in roster.iter() {
-            let worth = match entry.state {
-                MemberState::Alive | MemberState::Suspect => true,
-                MemberState::Down => now.since(entry.since) < self.timers.redial_for,
-                MemberState::Left => false,
-            };
-            if !worth || sessions.covers(node) {
+            let alive = entry.state.is_alive();
+            if !alive && now.since(entry.since) >= self.timers.redial_for || sessions.covers(node) {
                 continue;
             }
+            // One that left may come back with seeds that are gone by then.
+            let pause =
+                if entry.state == MemberState::Left { self.timers.redial * LEFT_PAUSE } else { self.timers.redial };
             let courtesy = if self.me < node { Duration::ZERO } else { COURTESY };
-            let mut want = self.members.remove(&node).unwrap_or(Wanted { next: now + courtesy });
+            let first = if entry.state == MemberState::Left { pause } else { courtesy };
+            let mut want = self.members.remove(&node).unwrap_or(Wanted { next: now + first });
             if want.next <= now {
                 dials.push(Dial { address: entry.identity.address, expect: Some(node) });
-                want.next = now + jittered(self.timers.redial, random);
+                want.next = now + jittered(pause, random);
             }
             wanted.insert(node, want);
         }

@@ -182,6 +182,20 @@ fn a_node_that_leaves_has_left_at_once() {
 }
 
 #[test]
+fn a_node_that_left_is_taken_back_though_its_seeds_are_gone() {
+    let mut cluster = Cluster::new(3, 17);
+    cluster.nodes[2].seeds = vec![1];
+    cluster = cluster.form();
+    for at in [1, 2] {
+        cluster.give(at, Input::Leave);
+        cluster.run(secs(2));
+        cluster.nodes[at].mesh = None;
+    }
+    cluster.start(2);
+    cluster.until(secs(7), "taken back", Cluster::all_see_all);
+}
+
+#[test]
 fn a_node_returns_under_its_name() {
     // (how it ended, time until it comes back, what its disk lost)
     let cases = [
