@@ -60,6 +60,7 @@ pub(crate) struct Link {
     close: Option<oneshot::Sender<CloseCode>>,
     nacks: IntCounter,
     seen: Seen,
+    recent: Recent,
 }
 
 struct Queues {
@@ -157,6 +158,7 @@ impl Ends {
             close: Some(close),
             nacks: metrics.peer_nacks.with_label_values(&[name.as_str(), "queue_full"]),
             seen: Seen::default(),
+            recent: Recent::default(),
         };
         let work = Work {
             id,
@@ -198,7 +200,6 @@ impl Link {
     }
 
     /// What happened since the last call.
-    #[expect(clippy::cast_precision_loss, reason = "a ratio of small counts")]
     pub(crate) fn vitals(&mut self) -> Vitals {
         let stats = self.connection.stats();
         let seen = Seen {
@@ -212,13 +213,35 @@ impl Link {
             },
         };
         let before = std::mem::replace(&mut self.seen, seen);
-        let sent = seen.sent.saturating_sub(before.sent);
-        let lost = seen.lost.saturating_sub(before.lost);
+        let (sent, lost) = (seen.sent.saturating_sub(before.sent), seen.lost.saturating_sub(before.lost));
         Vitals {
             rtt: self.connection.rtt(),
-            loss: if sent == 0 { 0.0 } else { (lost as f32 / sent as f32).min(1.0) },
+            loss: self.recent.add(sent, lost),
             traffic: seen.traffic.since(before.traffic),
         }
+    }
+}
+
+/// Packets of the last twenty measurements or so, older ones counting less and less.
+#[derive(Default)]
+struct Recent {
+    sent: f32,
+    lost: f32,
+}
+
+/// What of the earlier measurements is kept at each new one.
+const RECENT_KEPT: f32 = 0.95;
+
+/// Fewest packets that say something: an idle connection sends few, and one that is lost of three is chance.
+const RECENT_MIN: f32 = 40.0;
+
+impl Recent {
+    /// Adds a measurement, and gives the share that was lost.
+    #[expect(clippy::cast_precision_loss, reason = "a ratio of small counts")]
+    fn add(&mut self, sent: u64, lost: u64) -> f32 {
+        self.sent = self.sent * RECENT_KEPT + sent as f32;
+        self.lost = self.lost * RECENT_KEPT + lost as f32;
+        if self.sent < RECENT_MIN { 0.0 } else { (self.lost / self.sent).min(1.0) }
     }
 }
 
@@ -480,5 +503,22 @@ impl Pace {
         if until > Instant::now() {
             sleep_until(until).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_lost_packet_is_not_taken_for_a_bad_link_and_a_bad_link_is_seen_soon() {
+        let mut recent = Recent::default();
+        assert!(recent.add(3, 1).abs() < f32::EPSILON);
+        let calm = (0..20).map(|second| recent.add(8, u64::from(second == 5))).fold(0.0, f32::max);
+        assert!(calm < 0.05, "{calm}");
+        let bad = (0..4).map(|_| recent.add(10, 3)).fold(0.0, |_, last| last);
+        assert!(bad > 0.05, "{bad}");
+        let healed = (0..60).map(|_| recent.add(8, 0)).fold(0.0, |_, last| last);
+        assert!(healed < 0.01, "{healed}");
     }
 }
