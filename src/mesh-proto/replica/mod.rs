@@ -32,6 +32,7 @@ use crate::{
 pub(crate) use crate::planes::Alive;
 use outgoing::Transfers;
 use peer::Peer;
+use recovery::Anew;
 use writes::Writes;
 
 /// Something is to be done for replication.
@@ -80,6 +81,9 @@ pub(crate) struct Replica {
     silent: BTreeMap<NodeId, Timestamp>,
     /// Removals of ours whose assertion nobody holds any more, since when.
     settled: BTreeMap<Bytes, Timestamp>,
+    /// Nodes that say themselves again what we had adopted, since when that is known.
+    returned: BTreeMap<(Kind, NodeId), Timestamp>,
+    anew: Anew,
     schedule: Schedule,
     out: Vec<ReplicaOutput>,
 }
@@ -123,6 +127,8 @@ impl Replica {
             behind: BTreeMap::new(),
             silent: BTreeMap::new(),
             settled: BTreeMap::new(),
+            returned: BTreeMap::new(),
+            anew: Anew::default(),
             schedule: Schedule {
                 flush: Some(Timestamp::ORIGIN),
                 flushed: Timestamp::ORIGIN,

@@ -32,8 +32,8 @@ pub(super) struct Peer {
     pub(super) pulls: BTreeMap<(Kind, NodeId), Timestamp>,
     /// How far the first comparison with it is.
     pub(super) sync: Sync,
-    /// When its workers plane was last seen to equal ours, as ours then was.
-    pub(super) matched: Option<Timestamp>,
+    /// When a plane of it was last seen to equal ours, as ours then was.
+    pub(super) matched: BTreeMap<Kind, Timestamp>,
     stages: BTreeMap<(Kind, NodeId), Stage>,
     acks: Vec<AckRow>,
     unacked: usize,
@@ -96,7 +96,7 @@ impl Peer {
             have: Have::Unknown,
             pulls: BTreeMap::new(),
             sync: Sync::default(),
-            matched: None,
+            matched: BTreeMap::new(),
             stages: BTreeMap::new(),
             acks: Vec::new(),
             unacked: 0,
@@ -184,7 +184,9 @@ impl Replica {
             self.stage(now, from, kind, chunk)?;
             Outcome::Taken
         } else {
-            match self.judge(from, kind, &chunk) {
+            // Of two copies at one position, the whole of the other was asked for.
+            let purpose = if pulled && chunk.since == 0 { Purpose::Pull } else { Purpose::Push };
+            match self.judge(from, kind, &chunk, purpose) {
                 Judgement::Wanted => {
                     self.stage(now, from, kind, chunk)?;
                     Outcome::Taken
@@ -208,9 +210,12 @@ impl Replica {
         Ok(())
     }
 
-    fn judge(&self, from: NodeId, kind: Kind, chunk: &Chunk) -> Judgement {
+    fn judge(&self, from: NodeId, kind: Kind, chunk: &Chunk, purpose: Purpose) -> Judgement {
         let ours = self.lanes.position(chunk.writer, kind);
-        let old = chunk.epoch == ours.epoch && chunk.last.is_some_and(|last| last.version <= ours.version);
+        let old = chunk.epoch == ours.epoch
+            && chunk.last.is_some_and(|last| {
+                last.version < ours.version || (last.version == ours.version && purpose == Purpose::Push)
+            });
         // Only its last part tells how far a transfer leads.
         let version = chunk.last.map_or(u64::MAX, |last| last.version);
         if self.lanes.is_dead(chunk.writer, kind, Position { epoch: chunk.epoch, version }) {
@@ -260,6 +265,10 @@ impl Replica {
             return Ok(());
         }
         let ours = self.lanes.position(writer, kind);
+        if patch.to == ours && patch.since == 0 {
+            self.settle_tie(now, writer, kind, Lane::of(patch));
+            return Ok(());
+        }
         let fits = patch.since == 0 || (patch.to.epoch == ours.epoch && patch.since <= ours.version);
         if patch.to <= ours || !fits || self.lanes.is_dead(writer, kind, patch.to) {
             return Ok(());
@@ -276,6 +285,15 @@ impl Replica {
             self.bury(now, writer);
         }
         Ok(())
+    }
+
+    /// Two copies differ at one position, because a second node wrote under the same name, and the writer is not there to begin
+    /// anew: everybody takes the same one.
+    fn settle_tie(&mut self, now: Timestamp, writer: NodeId, kind: Kind, theirs: Lane) {
+        if self.lanes.lane(writer, kind).is_some_and(|ours| theirs.hash() > ours.hash()) {
+            let changes = self.lanes.replace(writer, kind, theirs);
+            self.absorb(now, writer, kind, &changes);
+        }
     }
 
     /// A writer's ephemeral lanes die with its boot number.

@@ -81,10 +81,14 @@ impl Replica {
 
     /// A peer has more of one of our own lanes than we have.
     pub(super) fn ask_for_own(&mut self, now: Timestamp, from: NodeId, kind: Kind, theirs: Position) {
+        if self.has_begun_anew_too_often(now) {
+            return;
+        }
         if kind.is_durable() {
             self.pull(now, from, self.me, kind);
         } else if theirs.epoch >= self.boot {
             // An earlier run had the same number: this one takes a greater, and its lanes begin anew.
+            self.note_anew(now);
             self.set_boot(theirs.epoch + 1);
         }
     }
@@ -107,7 +111,7 @@ impl Replica {
         if let Some(peer) = self.peers.get_mut(&from) {
             peer.sync.equal();
             if same {
-                peer.matched = Some(now);
+                peer.matched.extend(Kind::ALL.into_iter().map(|kind| (kind, now)));
             }
         }
     }
@@ -118,9 +122,8 @@ impl Replica {
         let differ: BTreeSet<Kind> =
             Kind::ALL.into_iter().filter(|kind| theirs(*kind) != self.lanes.digest(*kind)).collect();
         let Some(peer) = self.peers.get_mut(&from) else { return };
-        if !differ.contains(&Kind::Workers) {
-            peer.matched = Some(now);
-        }
+        let equal = Kind::ALL.into_iter().filter(|kind| !differ.contains(kind));
+        peer.matched.extend(equal.map(|kind| (kind, now)));
         peer.sync.differ(differ.clone());
         for kind in differ {
             let rows = self.lanes.of_kind(kind).map(|(writer, lane)| row(writer, lane)).collect();
@@ -175,6 +178,10 @@ impl Replica {
     fn compare(&mut self, now: Timestamp, from: NodeId, kind: Kind, row: &LaneRow) {
         let (writer, theirs) = (row.writer, Position { epoch: row.epoch, version: row.version });
         let ours = self.lanes.position(writer, kind);
+        let hash = self.lanes.lane(writer, kind).map(Lane::hash).unwrap_or_default();
+        if theirs == ours && row.hash > hash && !self.planes.alive().contains(&writer) {
+            return self.pull_from(now, from, writer, kind, Position::default());
+        }
         if theirs <= ours || self.lanes.is_dead(writer, kind, theirs) {
             return;
         }
@@ -191,12 +198,16 @@ impl Replica {
     }
 
     fn pull(&mut self, now: Timestamp, from: NodeId, writer: NodeId, kind: Kind) {
+        // Of our own lane the peer's copy is wanted whole, to be laid over ours.
+        let ours = if writer == self.me { Position::default() } else { self.lanes.position(writer, kind) };
+        self.pull_from(now, from, writer, kind, ours);
+    }
+
+    fn pull_from(&mut self, now: Timestamp, from: NodeId, writer: NodeId, kind: Kind, since: Position) {
         let is_asked = self.peers.values().any(|peer| peer.pulls.contains_key(&(kind, writer)));
         let Some(peer) = self.peers.get_mut(&from).filter(|_| !is_asked) else { return };
         peer.pulls.insert((kind, writer), now);
-        // Of our own lane the peer's copy is wanted whole, to be laid over ours.
-        let ours = if writer == self.me { Position::default() } else { self.lanes.position(writer, kind) };
-        let pull = Pull { writer, kind: kind as u8, epoch: ours.epoch, since: ours.version };
+        let pull = Pull { writer, kind: kind as u8, epoch: since.epoch, since: since.version };
         self.send(from, LaneFrame::Pull(pull));
     }
 

@@ -1,7 +1,7 @@
 //! A writer that has lost its memory, in part or whole, or is back after its lanes were retired. Its peers remember what it said: it asks
 //! for that, lays it under what it has said since, and begins the lane anew under a greater epoch.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use smg_base::Timestamp;
@@ -13,6 +13,18 @@ use crate::{
     planes::INFO_KEY,
     wire::encode_value,
 };
+
+/// Lanes begin anew at most so often because of what peers have...
+const ANEW_MAX: u32 = 12;
+/// ... within so much time.
+const ANEW_WINDOW: Duration = Duration::from_secs(10);
+
+/// How often our lanes began anew lately.
+#[derive(Debug, Default)]
+pub(super) struct Anew {
+    since: Timestamp,
+    count: u32,
+}
 
 impl Replica {
     /// The epoch of one of our own lanes, or the one it would begin under.
@@ -46,6 +58,7 @@ impl Replica {
         let known = if begun.epoch == at.epoch { begun.max(their) } else { their };
         let base = if ours.base() == Position::END { known } else { known.max(ours.base()) };
         let epoch = at.epoch.max(their.epoch).max(self.told_epoch) + 1;
+        self.note_anew(now);
         self.renew(now, kind, Lane::renewed(epoch, base, live));
     }
 
@@ -75,6 +88,20 @@ impl Replica {
             }
         }
         live
+    }
+
+    /// Whether lanes of ours began anew so often lately that another node seems to write under our name: the two must not chase each
+    /// other with ever greater epochs.
+    pub(super) fn has_begun_anew_too_often(&self, now: Timestamp) -> bool {
+        self.anew.count >= ANEW_MAX && now.since(self.anew.since) < ANEW_WINDOW
+    }
+
+    /// A lane of ours begins anew because of what a peer has.
+    pub(super) fn note_anew(&mut self, now: Timestamp) {
+        if now.since(self.anew.since) >= ANEW_WINDOW {
+            self.anew = Anew { since: now, count: 0 };
+        }
+        self.anew.count += 1;
     }
 
     /// Puts one of our own durable lanes in the place of what it was.

@@ -1,7 +1,5 @@
 //! Adoption of the dead, and what may be forgotten.
 
-use std::collections::BTreeSet;
-
 use bytes::Bytes;
 use smg_base::{Timestamp, WorkerId};
 
@@ -152,7 +150,16 @@ impl Replica {
             for (index, Note { key, node, retired, .. }) in notes.into_iter().enumerate() {
                 let given_up = Position { epoch: retired.epoch, version: retired.version };
                 let is_back = self.planes.alive().contains(&node) && self.lanes.position(node, kind) > given_up;
-                if index < surplus || (is_back && self.release(now, node, kind) == 0) {
+                let known = if is_back {
+                    let since = *self.returned.entry((kind, node)).or_insert(now);
+                    self.is_known_to_all(kind, since)
+                } else {
+                    self.returned.remove(&(kind, node));
+                    false
+                };
+                // Not before everybody has its own word again: it would be forgotten between the two.
+                if index < surplus || (known && self.release(now, node, kind) == 0) {
+                    self.returned.remove(&(kind, node));
                     self.erase(now, kind, &key);
                 }
             }
@@ -185,17 +192,21 @@ impl Replica {
         kept.len()
     }
 
+    /// Whether every node that has lanes is there, and has been seen to know what we knew of a plane at that time.
+    fn is_known_to_all(&self, kind: Kind, since: Timestamp) -> bool {
+        let alive = self.planes.alive();
+        let knows = |node: &NodeId| {
+            let peer = self.peers.get(node);
+            peer.and_then(|peer| peer.matched.get(&kind)).is_some_and(|matched| *matched > since)
+        };
+        self.lanes.writers().all(|writer| alive.contains(&writer))
+            && alive.iter().filter(|node| **node != self.me).all(knows)
+    }
+
     /// A removal of ours may go once its assertion is in no lane, every writer is there to say so, and every peer has been seen to
     /// know it: then nobody can bring the assertion back. Declared assertions come back with every restart, so their removals stay.
     fn forget_removals(&mut self, now: Timestamp) {
         let Some(lane) = self.lanes.lane(self.me, Kind::Workers) else { return };
-        let alive = self.planes.alive();
-        let others: BTreeSet<NodeId> = alive.iter().copied().filter(|node| *node != self.me).collect();
-        if self.lanes.writers().any(|writer| !alive.contains(&writer))
-            || others.iter().any(|node| !self.peers.contains_key(node))
-        {
-            return;
-        }
         let mut gone = Vec::new();
         let prefix = owned(b"x");
         for (key, value) in lane.live_from(&prefix).take(REMOVALS_LOOKED_AT) {
@@ -216,7 +227,7 @@ impl Replica {
                 continue;
             }
             let since = *self.settled.entry(key.clone()).or_insert(now);
-            if self.peers.values().all(|peer| peer.matched.is_some_and(|matched| matched > since)) {
+            if self.is_known_to_all(Kind::Workers, since) {
                 gone.push(key.clone());
             }
         }
