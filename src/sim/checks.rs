@@ -10,6 +10,7 @@ use smg_mesh_proto::{
 use crate::{
     faults::revoked_key,
     judge::{Expected, Promise},
+    plan::Harm,
     process::worker,
     reached::Mark,
     workload::config_key,
@@ -26,10 +27,15 @@ const SETTLED: Duration = Duration::from_secs(5);
 pub(crate) const WHOLE_WITHIN: Duration = Duration::from_secs(20);
 /// How long nodes may differ after they were all equal.
 const UNEQUAL_MAX: Duration = Duration::from_secs(3);
+/// Within this a second node of a name must be refused.
+const TWIN_WITHIN: Duration = Duration::from_secs(5);
 /// Frames a node may send in a second, per other node: more is a storm.
 const FRAMES_PER_PEER_MAX: u64 = 400;
 /// Tombstones in all lanes of one node that may stay when all is quiet.
 const TOMBSTONES_MAX: usize = 512;
+
+/// A version vector: writers, epochs and versions.
+type Vector = Vec<(NodeId, u64, u64)>;
 
 /// What one process looks like.
 pub(crate) struct View {
@@ -63,6 +69,7 @@ impl World {
         self.check_workers(&views);
         self.check_revoked(&views);
         self.check_verdicts(&views);
+        self.check_twins();
         self.check_bounds(&views);
         self.check_whole(&views);
     }
@@ -110,7 +117,7 @@ impl World {
 
     /// Two nodes with the same version vector have the same digest.
     fn check_same_digests(&mut self, views: &[View]) {
-        let mut digests: BTreeMap<(Kind, Vec<(NodeId, u64, u64)>), (usize, Digest)> = BTreeMap::new();
+        let mut digests: BTreeMap<(Kind, Vector), (usize, Digest)> = BTreeMap::new();
         for view in views {
             for plane in &view.status.planes {
                 let mut vector: Vec<_> =
@@ -137,7 +144,7 @@ impl World {
                 let process = (view.place, self.places[view.place].generation);
                 let is_there = view.workers.contains_key(&id);
                 match history.expected {
-                    Expected::Open => {}
+                    Expected::Open | Expected::Gone => {}
                     Expected::Present if is_there => {
                         let shows = view.workers.get(&id).is_some_and(|row| row.spec == history.spec);
                         if shows {
@@ -160,7 +167,8 @@ impl World {
             }
             let is_settled = everybody && !is_waited_for && self.now.since(history.touched) >= SETTLED;
             let is_absent = views.iter().all(|view| !view.workers.contains_key(&id));
-            if history.expected == Expected::Open && history.against > 0 && is_settled && is_absent {
+            let may_settle = matches!(history.expected, Expected::Open | Expected::Gone);
+            if may_settle && history.against > 0 && is_settled && is_absent {
                 history.expected = Expected::Absent { since: self.now };
                 self.reached.mark(Mark::RemovedStably);
             }
@@ -236,6 +244,30 @@ impl World {
         let is_sick = (0..self.plan.nodes).any(|place| self.places[place].truths[number].0 == Vote::Sick);
         let lately = self.judge.workers[number].sick.is_some_and(|at| self.now.since(at) < SICK_LAG);
         !is_sick && !lately
+    }
+
+    /// A second node of a name is refused, where nothing else is wrong.
+    fn check_twins(&mut self) {
+        for twin in self.plan.nodes..self.places.len() {
+            let node = self.places[twin].node;
+            let Some(process) = self.places[twin].process.as_ref() else { continue };
+            let begun = process.started;
+            let first = self.places[node].process.as_ref().and_then(|process| process.joined);
+            let is_older = first.is_some_and(|joined| begun.since(joined) >= SICK_LAG);
+            let since = begun - SICK_LAG;
+            if is_older && self.now.since(begun) >= TWIN_WITHIN && self.is_peaceful(since) {
+                self.judge.blame(self.now, Promise::OneOfAName, format!("a second n{node} has not been refused"));
+            }
+        }
+    }
+
+    /// Whether nothing but second nodes has been wrong since a moment.
+    fn is_peaceful(&self, since: Timestamp) -> bool {
+        let since_ms = since.as_nanos() / 1_000_000;
+        let now_ms = self.now.as_nanos() / 1_000_000;
+        let others = self.plan.faults.iter().filter(|fault| !matches!(fault.what, Harm::Twin { .. }));
+        let mut lately = others.filter(|fault| fault.at_ms <= now_ms && fault.end_ms() >= since_ms);
+        lately.next().is_none() && self.plan.starts_ms.iter().all(|start| *start <= since_ms)
     }
 
     fn check_bounds(&mut self, views: &[View]) {
@@ -356,7 +388,7 @@ impl World {
                     Expected::Present if !is_there => {
                         wrong.push((Promise::Registered, format!("n{} lacks worker {number}", view.place)));
                     }
-                    Expected::Absent { .. } if is_there => {
+                    Expected::Absent { .. } | Expected::Gone if is_there => {
                         wrong.push((Promise::Removed, format!("worker {number} is back at n{}", view.place)));
                     }
                     _ => {}
@@ -392,7 +424,7 @@ impl World {
                 view.place, reach.verdict
             ));
         }
-        let mut via: Vec<NodeId> = reach.via.clone();
+        let mut via: Vec<NodeId> = reach.via;
         via.sort_unstable();
         let others = (0..self.plan.nodes).filter(|place| *place != view.place && truths[*place] == Vote::Up);
         let mut expected: Vec<NodeId> = others.map(|place| self.places[place].id).collect();
@@ -438,7 +470,7 @@ pub(crate) fn same_planes(views: &[View]) -> Result<(), String> {
     let Some((first, rest)) = views.split_first() else { return Ok(()) };
     for view in rest {
         for (one, other) in first.status.planes.iter().zip(&view.status.planes) {
-            let vector = |plane: &smg_mesh_proto::PlaneStatus| {
+            let vector = |plane: &PlaneStatus| {
                 let mut lanes: Vec<_> =
                     plane.lanes.iter().map(|lane| (lane.writer, lane.epoch, lane.version)).collect();
                 lanes.sort_unstable();

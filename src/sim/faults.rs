@@ -150,6 +150,7 @@ impl World {
         for (number, history) in self.judge.workers.iter_mut().enumerate() {
             let is_lost = match history.expected {
                 Expected::Open => false,
+                Expected::Gone => true,
                 Expected::Present => !meshes.iter().any(|mesh| mesh.workers().contains_key(&process::worker(number))),
                 Expected::Absent { since } => !self.places.iter().enumerate().any(|(other, spot)| {
                     other != place && spot.process.as_ref().is_some_and(|process| process.started < since)

@@ -66,6 +66,8 @@ pub(crate) enum Expected {
     Open,
     /// A registration was acknowledged and nothing has been asked against it since.
     Present,
+    /// A removal was acknowledged that had seen every assertion there was.
+    Gone,
     /// Everybody knew that it is removed, at a moment when nothing was under way.
     Absent {
         /// Since when.
@@ -105,6 +107,8 @@ pub(crate) struct Waiting {
     pub(crate) against: u64,
     /// Of a removal: whether the node saw a declaration.
     pub(crate) saw_declaration: bool,
+    /// Of a removal: whether the node saw all that anybody had asserted.
+    pub(crate) saw_everything: bool,
 }
 
 /// A write to a key of shared configuration.

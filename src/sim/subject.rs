@@ -1,9 +1,11 @@
 //! The node under test, and defects that can be planted around it to prove that the checks see them.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use smg_base::Timestamp;
-use smg_mesh_proto::{Class, CloseCode, Config, Event, Gone, Input, Kind, Mesh, Op, Output, Record, Restored, Vote};
+use smg_mesh_proto::{
+    Class, CloseCode, Config, Event, Gone, Input, Kind, Mesh, Op, Output, Record, Restored, Ticket, Vote,
+};
 
 /// Something that is wrong on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +56,8 @@ pub(crate) struct Subject {
     mesh: Mesh,
     defect: Option<Defect>,
     count: u64,
-    voted: std::collections::BTreeSet<u128>,
+    voted: BTreeSet<u128>,
+    pretended: Vec<Ticket>,
 }
 
 const NEVER: Duration = Duration::from_secs(86_400);
@@ -68,8 +71,9 @@ impl Subject {
                     (NEVER, NEVER, Duration::ZERO);
             }
             Some(Defect::ProbesHastily) => {
+                config.timers.probe = Duration::from_millis(10);
                 config.timers.probe_rtt = Duration::from_millis(3);
-                config.timers.suspicion = Duration::from_millis(30);
+                config.timers.suspicion = Duration::from_millis(1);
             }
             Some(Defect::ForgetsRemovals) => {
                 restored.retain(|record| !matches!(record, Record::Entry { value: None, .. }));
@@ -77,7 +81,7 @@ impl Subject {
             Some(Defect::DrawsFreely) => config.seed = free_draw(),
             _ => {}
         }
-        Self { mesh: Mesh::new(config, restored, now), defect, count: 0, voted: std::collections::BTreeSet::new() }
+        Self { mesh: Mesh::new(config, restored, now), defect, count: 0, voted: BTreeSet::new(), pretended: Vec::new() }
     }
 
     /// The node, to be asked.
@@ -90,7 +94,11 @@ impl Subject {
             self.mesh.handle(now, input, out);
             return;
         };
-        let Some(input) = self.input(defect, input) else { return };
+        let Some(input) = self.input(defect, input) else {
+            let done = self.pretended.drain(..);
+            out.extend(done.map(|ticket| Output::Event(Event::Written { ticket, outcome: Ok(()) })));
+            return;
+        };
         let first = out.len();
         self.mesh.handle(now, input, out);
         let made = out.split_off(first);
@@ -108,6 +116,11 @@ impl Subject {
                 let vote = vote.map(|vote| if vote == Vote::Unreachable { Vote::Sick } else { vote });
                 Input::Write { ticket, op: Op::Vote { worker, vote } }
             }
+            (Defect::KeepsRemovalsToItself, Input::Write { ticket: Some(ticket), op: Op::RemoveWorker { .. } }) => {
+                self.pretended.push(ticket);
+                return None;
+            }
+            (Defect::AcknowledgesEarly, Input::Persisted { .. }) => return None,
             (Defect::VotesOnce, Input::Write { op: Op::Vote { worker, .. }, .. })
                 if !self.voted.insert(worker.as_u128()) =>
             {
@@ -139,15 +152,13 @@ impl Subject {
     }
 
     fn acknowledge_early(&mut self, now: Timestamp, first: usize, out: &mut Vec<Output>) {
-        let batches: Vec<u64> = out[first..]
-            .iter()
-            .filter_map(|output| match output {
-                Output::Persist(batch) => Some(batch.sequence),
-                _ => None,
-            })
-            .collect();
-        for sequence in batches {
-            self.mesh.handle(now, Input::Persisted { sequence }, out);
+        let mut position = first;
+        while let Some(output) = out.get(position) {
+            position += 1;
+            if let Output::Persist(batch) = output {
+                let sequence = batch.sequence;
+                self.mesh.handle(now, Input::Persisted { sequence }, out);
+            }
         }
     }
 }

@@ -152,8 +152,11 @@ fn operations(plan: &Plan, dice: &mut Dice) -> Vec<Operation> {
     // Which kinds of operations take part, and how often, is drawn for each run as well.
     let weights: Vec<u64> = (0..9).map(|_| if dice.chance(0.6) { dice.between(1, 10) } else { 0 }).collect();
     let total: u64 = weights.iter().sum();
+    if total == 0 {
+        return operations;
+    }
     let mut at_ms = 0;
-    while total > 0 {
+    loop {
         at_ms += dice.pause(std::time::Duration::from_millis(mean_ms)).as_millis() as u64 + 1;
         if at_ms >= chaos_ms {
             break;

@@ -1,6 +1,8 @@
 //! The promises, over seeds; and proof that the checks can see.
 
-use crate::{Defect, KeptSeed, Mark, Outcome, Plan, Promise, Reached, Shape, repeat, run, run_with, shrink};
+use crate::{
+    Defect, Fault, Harm, KeptSeed, Mark, Outcome, Plan, Promise, Reached, Shape, repeat, run, run_with, shrink,
+};
 
 const SHAPE: Shape = Shape { nodes: 5, seconds: 120 };
 
@@ -58,13 +60,36 @@ fn a_plan_survives_its_file() {
 /// The first of some seeds under which a defect is seen, and by which promise.
 fn caught(defect: Defect, seeds: u64) -> Option<(u64, Promise)> {
     (1..=seeds).find_map(|seed| {
-        let plan = SHAPE.plan(seed);
-        let violation = match repeat_if_free(&plan, defect) {
+        let violation = match repeat_if_free(&plan_for(defect, seed), defect) {
             Ok(outcome) => outcome.violations.into_iter().next()?,
             Err(violation) => violation,
         };
         Some((seed, violation.promise))
     })
+}
+
+/// A plan under which a defect can be seen.
+fn plan_for(defect: Defect, seed: u64) -> Plan {
+    match defect {
+        // What reaches a peer before the crash is not lost: early acknowledgement shows where there is none.
+        Defect::AcknowledgesEarly => Shape { nodes: 2, ..SHAPE }.plan(seed),
+        Defect::AdmitsTwins => {
+            let mut plan = SHAPE.plan(seed);
+            plan.starts_ms.fill(0);
+            plan.faults = vec![Fault { at_ms: 30_000, for_ms: 20_000, what: Harm::Twin { node: 0 } }];
+            plan
+        }
+        _ => SHAPE.plan(seed),
+    }
+}
+
+#[test]
+fn a_second_node_of_a_name_is_refused() {
+    for seed in 1..=5 {
+        let outcome = run(&plan_for(Defect::AdmitsTwins, seed));
+        assert_kept(seed, &outcome);
+        assert!(outcome.reached.count(Mark::NameRefused) > 0, "seed {seed}");
+    }
 }
 
 fn repeat_if_free(plan: &Plan, defect: Defect) -> Result<Outcome, crate::Violation> {

@@ -18,6 +18,8 @@ use crate::{
     world::World,
 };
 
+/// How long nothing was asked of a worker before all is known of it.
+const QUIET: Duration = Duration::from_secs(5);
 /// How long a place and its links must have been calm before a verdict about it is false.
 const CALM: Duration = Duration::from_secs(15);
 
@@ -69,7 +71,7 @@ impl World {
     fn declare(&mut self, place: usize, number: usize) {
         let history = &mut self.judge.workers[number];
         history.touched = self.now;
-        if matches!(history.expected, Expected::Absent { .. }) {
+        if matches!(history.expected, Expected::Absent { .. } | Expected::Gone) {
             if history.is_declaration_removed {
                 self.reached.mark(Mark::DeclaredStaysRemoved);
             } else {
@@ -84,6 +86,7 @@ impl World {
             spec: declared_spec(number),
             against: history.against,
             saw_declaration: false,
+            saw_everything: false,
         };
         let ticket = self.judge.ticket(waiting);
         let op = Op::AddWorker { worker: worker(number), spec: declared_spec(number), declared: true };
@@ -100,12 +103,13 @@ impl World {
             spec: Bytes::new(),
             against: 0,
             saw_declaration: false,
+            saw_everything: false,
         };
         match ask {
             Ask::Add { worker } => {
                 let history = &mut self.judge.workers[worker];
                 history.touched = self.now;
-                if matches!(history.expected, Expected::Absent { .. }) {
+                if matches!(history.expected, Expected::Absent { .. } | Expected::Gone) {
                     history.expected = Expected::Open;
                 }
                 waiting.against = history.against;
@@ -119,11 +123,13 @@ impl World {
                     self.reached.mark(Mark::RemovalOfAnothersAdd);
                 }
                 waiting.saw_declaration = row.is_some_and(|row| row.declared) && matches!(ask, Ask::Remove { .. });
+                waiting.saw_everything = matches!(ask, Ask::Remove { .. }) && self.is_known_to_all(number);
                 let history = &mut self.judge.workers[number];
                 history.touched = self.now;
                 history.against += 1;
+                waiting.against = history.against;
                 history.is_removal_asked |= matches!(ask, Ask::Remove { .. });
-                if history.expected == Expected::Present {
+                if matches!(history.expected, Expected::Present | Expected::Gone) {
                     history.expected = Expected::Open;
                     history.shown.clear();
                 }
@@ -136,6 +142,15 @@ impl World {
             _ => {}
         }
         waiting
+    }
+
+    /// Whether all nodes see the same of a worker and nothing is under way.
+    fn is_known_to_all(&self, number: usize) -> bool {
+        let is_quiet = self.now.since(self.judge.workers[number].touched) >= QUIET;
+        let is_waited_for = self.judge.waiting.values().any(|waiting| waiting.is_about(number));
+        let rows: Vec<Option<WorkerRow>> = (0..self.plan.nodes).map(|place| self.row(place, number)).collect();
+        let is_same = rows.iter().all(|row| row.is_some() && *row == rows[0]);
+        is_quiet && !is_waited_for && is_same
     }
 
     /// What a process that has joined and goes on sees of a worker.
@@ -185,8 +200,8 @@ impl World {
     pub(crate) fn event(&mut self, place: usize, event: Event) {
         match event {
             Event::Member(member) => self.member(place, &member),
-            Event::Joined { alone } => self.joined(place, alone),
-            Event::Worker { worker, row } => self.worker_changed(place, worker, row.is_some()),
+            Event::Joined { alone } => self.joined(place, if alone { Company::None } else { Company::Peers }),
+            Event::Worker { worker, row } => self.worker_changed(place, worker, row.as_ref()),
             Event::Reach { worker, reach } => self.reach_changed(place, worker, &reach),
             Event::Written { ticket, outcome } => self.answered(ticket, outcome),
             Event::Left => {
@@ -204,7 +219,8 @@ impl World {
         }
     }
 
-    fn joined(&mut self, place: usize, alone: bool) {
+    fn joined(&mut self, place: usize, company: Company) {
+        let alone = company == Company::None;
         let now = self.now;
         let is_node = place < self.plan.nodes;
         let Some(process) = self.places[place].process.as_mut() else { return };
@@ -223,10 +239,10 @@ impl World {
         }
     }
 
-    fn worker_changed(&mut self, place: usize, changed: WorkerId, is_there: bool) {
+    fn worker_changed(&mut self, place: usize, changed: WorkerId, row: Option<&WorkerRow>) {
         let Some(number) = (0..self.plan.workers).find(|number| worker(*number) == changed) else { return };
         let Some(process) = self.places[place].process.as_mut() else { return };
-        if is_there {
+        if row.is_some() {
             process.votes.entry(number).or_insert(None);
             self.vote(place, number);
         } else if process.votes.remove(&number).is_some() {
@@ -329,8 +345,10 @@ impl World {
                 let is_threatened = self.judge.waiting.values().any(|other| other.is_against(worker));
                 let history = &mut self.judge.workers[worker];
                 history.touched = now;
-                let counts = !is_threatened && !(waiting.is_declared && history.is_removal_asked);
-                if history.against == waiting.against && counts && !matches!(history.expected, Expected::Absent { .. })
+                let is_doubtful = is_threatened || (waiting.is_declared && history.is_removal_asked);
+                if history.against == waiting.against
+                    && !is_doubtful
+                    && !matches!(history.expected, Expected::Absent { .. })
                 {
                     history.expected = Expected::Present;
                     if !waiting.is_declared {
@@ -341,9 +359,13 @@ impl World {
                 }
             }
             Ask::Remove { worker } => {
+                let is_waited_for = self.judge.waiting.values().any(|other| other.is_about(worker));
                 let history = &mut self.judge.workers[worker];
                 history.touched = now;
                 history.is_declaration_removed |= waiting.saw_declaration;
+                if waiting.saw_everything && history.against == waiting.against && !is_waited_for {
+                    history.expected = Expected::Gone;
+                }
             }
             Ask::Withdraw { worker } => self.judge.workers[worker].touched = now,
             Ask::Config { key, .. } => {
@@ -359,6 +381,13 @@ impl World {
             Ask::Truth { .. } | Ask::Ledger { .. } | Ask::Draining { .. } | Ask::ForwardFailed { .. } => {}
         }
     }
+}
+
+/// With whom a node has joined.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Company {
+    Peers,
+    None,
 }
 
 fn op_of(ask: &Ask, spec: &Bytes) -> Option<Op> {
