@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
-use smg_base::WorkerId;
+use smg_base::{PeerId, WorkerId};
 use smg_fleet::Worker;
 
 /// The cluster, as this node sees it. What it answers with has happened: other nodes know, or it is on disk.
@@ -17,6 +17,9 @@ pub trait Cluster: Send + Sync {
 
     /// Tells the others that a worker was removed here; whoever declared it.
     fn removed(&self, worker: WorkerId) -> BoxFuture<'static, Result<(), ClusterError>>;
+
+    /// What people call a peer.
+    fn name(&self, peer: PeerId) -> Option<String>;
 
     /// What an operator may look at.
     fn page(&self, page: Page) -> BoxFuture<'static, Value>;

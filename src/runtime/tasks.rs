@@ -129,7 +129,7 @@ impl TaskKind {
     /// What an end while the node is running leads to.
     pub const fn on_end(self) -> OnFault {
         match self {
-            Self::Listener | Self::Prober | Self::Signals | Self::Mesh => OnFault::ShutDown,
+            Self::Listener | Self::Prober | Self::Signals => OnFault::ShutDown,
             Self::Connection | Self::Detector | Self::Relay | Self::Job | Self::Background => OnFault::Ignore,
             _ => OnFault::Log,
         }

@@ -6,6 +6,7 @@ use axum::extract::{Path, State};
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
+use smg_base::PeerId;
 use smg_infer::{Failure, FailureCode};
 
 use super::Answer;
@@ -111,6 +112,12 @@ async fn share(gateway: &Gateway, key: SharedKey, value: Option<Value>) -> Answe
 fn cluster(gateway: &Gateway) -> Result<&Arc<dyn Cluster>, Failure> {
     let off = || Failure::new(FailureCode::NotFound, "this node is in no mesh; --enable-mesh turns it on");
     gateway.cluster.as_ref().ok_or_else(off)
+}
+
+/// What people call a peer that is written as the number it has.
+pub(crate) fn name(gateway: &Gateway, peer: &str) -> Option<String> {
+    let number = u128::from_str_radix(peer, 16).ok()?;
+    gateway.cluster.as_ref()?.name(PeerId(number))
 }
 
 /// What an operator is told when the mesh did not take something.

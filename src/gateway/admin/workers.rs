@@ -32,7 +32,7 @@ pub(crate) async fn list(State(gateway): State<Arc<Gateway>>, Query(filter): Que
         Some(Some(pool)) => &pool.workers,
         Some(None) => &[],
     };
-    let infos: Vec<WorkerInfo> = workers.iter().map(|worker| WorkerInfo::from(&**worker)).collect();
+    let infos: Vec<WorkerInfo> = workers.iter().map(|worker| info(&gateway, worker)).collect();
     Answer::ok(&json!({
         "workers": infos,
         "total": infos.len(),
@@ -40,9 +40,18 @@ pub(crate) async fn list(State(gateway): State<Arc<Gateway>>, Query(filter): Que
     }))
 }
 
+/// What is told of a worker; the peer through which it is reached by name.
+fn info(gateway: &Gateway, worker: &Worker) -> WorkerInfo {
+    let mut info = WorkerInfo::from(worker);
+    if let Some(name) = info.via.as_deref().and_then(|peer| mesh::name(gateway, peer)) {
+        info.via = Some(name);
+    }
+    info
+}
+
 /// One worker.
 pub(crate) async fn one(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Answer {
-    find(&gateway, &id).map(|worker| Answer::ok(&WorkerInfo::from(&*worker))).into()
+    find(&gateway, &id).map(|worker| Answer::ok(&info(&gateway, &worker))).into()
 }
 
 /// Registers a worker. It is used once it has passed its first probe.
@@ -142,7 +151,7 @@ pub(crate) async fn replace(State(gateway): State<Arc<Gateway>>, Path(id): Path<
     }
     .await;
     count(&gateway, "replace", &replaced);
-    replaced.map(|(worker, _)| Answer::json(StatusCode::ACCEPTED, &WorkerInfo::from(&*worker))).into()
+    replaced.map(|(worker, _)| Answer::json(StatusCode::ACCEPTED, &info(&gateway, &worker))).into()
 }
 
 /// Changes some of a worker's settings.
@@ -156,7 +165,7 @@ pub(crate) async fn update(State(gateway): State<Arc<Gateway>>, Path(id): Path<S
     }
     .await;
     count(&gateway, "update", &updated);
-    updated.map(|worker| Answer::json(StatusCode::ACCEPTED, &WorkerInfo::from(&*worker))).into()
+    updated.map(|worker| Answer::json(StatusCode::ACCEPTED, &info(&gateway, &worker))).into()
 }
 
 /// Sends a worker no more requests; those in flight go on.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;
-use smg_base::{Clock, WorkerId};
+use smg_base::{Clock, PeerId, WorkerId};
 use smg_fleet::{Fleet, Worker};
 use smg_gateway::{Cluster, ClusterError, Page, SharedKey, Standing};
-use smg_mesh_proto::{Op, WriteError};
+use smg_mesh_proto::{NodeId, Op, WriteError};
 
 use super::{known::Known, link::Link, pages, shared, spec};
 
@@ -52,6 +52,10 @@ impl Cluster for MeshCluster {
         self.write(Op::RemoveWorker { worker })
     }
 
+    fn name(&self, peer: PeerId) -> Option<String> {
+        self.known.facts().members.get(&NodeId::from_u128(peer.0)).map(|member| member.name.clone())
+    }
+
     fn page(&self, page: Page) -> BoxFuture<'static, Value> {
         let (known, fleet, now) = (self.known.clone(), self.fleet.clone(), self.clock.now());
         let link = self.link.clone();
@@ -85,11 +89,9 @@ impl Cluster for MeshCluster {
     }
 
     fn leave(&self) -> BoxFuture<'static, ()> {
-        let (known, left) = (self.known.clone(), self.link.leave());
-        Box::pin(async move {
-            left.await;
-            known.stand(Standing::Left);
-        })
+        // Said first: what then ends of the mesh has ended as was meant.
+        self.known.stand(Standing::Left);
+        self.link.leave()
     }
 }
 

@@ -21,9 +21,9 @@ use std::sync::Arc;
 
 use smg_base::{Clock, PeerId};
 use smg_fleet::Fleet;
-use smg_gateway::{Cluster, Gateway, serve_relayed};
+use smg_gateway::{Cluster, Gateway, Standing, serve_relayed};
 use smg_mesh::Relayed;
-use smg_runtime::{Receiver, TaskKind, Tasks};
+use smg_runtime::{Phase, Receiver, Shutdown, TaskKind, Tasks};
 use smg_upstream::Peers;
 use tokio::sync::watch;
 
@@ -87,7 +87,8 @@ impl Mesh {
         let smg_mesh::Parts { mesh, events, relayed, driver } = self.parts;
         let shutdown = tasks.shutdown().clone();
         tracing::info!(node = %mesh.node(), address = %mesh.address(), scope = self.scope, "mesh");
-        tasks.spawn(TaskKind::Mesh, "mesh", driver.run(shutdown.clone(), tasks.clone()));
+        let drive = driver.run(shutdown.clone(), tasks.clone());
+        tasks.spawn(TaskKind::Mesh, "mesh", stay(drive, self.known.clone(), shutdown.clone()));
         tasks.spawn(TaskKind::Background, "relay acceptor", accept(relayed, gateway.clone(), tasks.clone()));
         let known = self.known;
         let declared = self.declare.subscribe();
@@ -102,8 +103,17 @@ impl Mesh {
             scope: self.scope,
             declared,
         });
-        tasks.spawn(TaskKind::Mesh, "mesh bridge", bridge.run(events, shutdown));
+        let bridged = bridge.run(events, shutdown.clone());
+        tasks.spawn(TaskKind::Mesh, "mesh bridge", stay(bridged, known.clone(), shutdown));
         Running { cluster: self.cluster, known, declare: self.declare }
+    }
+}
+
+/// Runs `part`, whose end is foreseen once this node has left: it then goes on alone until the process stops.
+async fn stay(part: impl Future<Output = ()>, known: Arc<Known>, shutdown: Shutdown) {
+    part.await;
+    if known.standing() == Standing::Left || known.refusal().is_some() {
+        shutdown.reached(Phase::Stopped).await;
     }
 }
 

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use http::{Request, StatusCode};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use smg_base::WorkerId;
+use smg_base::{PeerId, WorkerId};
 use smg_fleet::Worker;
 use smg_gateway::{Cluster, ClusterError, Page, SharedKey, Standing};
 use smg_mock_worker::{Config, MockWorker};
@@ -50,6 +50,10 @@ impl Cluster for Notes {
         self.take(format!("removed {worker}"))
     }
 
+    fn name(&self, peer: PeerId) -> Option<String> {
+        (peer == node_of("there")).then(|| "there".to_owned())
+    }
+
     fn page(&self, page: Page) -> BoxFuture<'static, Value> {
         Box::pin(async move { json!(format!("{page:?}")) })
     }
@@ -67,6 +71,10 @@ impl Cluster for Notes {
         *self.standing.lock() = Standing::Left;
         Box::pin(async {})
     }
+}
+
+fn node_of(name: &str) -> PeerId {
+    PeerId(smg_base::hash::stable128(name.as_bytes()))
 }
 
 fn node(notes: &Arc<Notes>) -> Node {
@@ -166,6 +174,19 @@ async fn shared_settings_are_named_by_section_and_name() {
         *notes.refuses.lock() = Some(error);
         check("DELETE", "/mesh/config/x/y", "", expected, "x y None").await;
     }
+}
+
+#[tokio::test]
+async fn peers_are_called_by_their_names() {
+    let engine = MockWorker::start(Config::default()).await.unwrap();
+    let (here, there) = (node(&Notes::new()), Node::new("there", |_| {}));
+    here.meet(&there);
+    here.import(there.adopt(&engine), crate::support::spec(&engine), &there);
+    let (_, listed) = ask(&here, "GET", "/workers", "").await;
+    assert_eq!(listed["workers"][0]["via"], "there");
+    assert_eq!(here.chat(json!({}), &[("x-request-id", "r")]).await.status(), StatusCode::OK);
+    let told = here.explain("r").await;
+    assert_eq!(told["attempts"][0]["decision"]["workers"][0]["path"], "via there", "{told}");
 }
 
 #[tokio::test]
