@@ -119,11 +119,27 @@ impl Membership {
         if let Some(entry) = self.roster.entry(identity.node).filter(|entry| entry.identity == identity) {
             let dead = Seen { state: SeenState::Down, ..entry.seen() };
             self.learn(now, [&dead], Spread::Gossip);
+            self.tell_of_deaths(&[identity.node]);
         }
     }
 
-    /// Takes over into the roster what foca knows.
-    pub(super) fn sync(&mut self, now: Timestamp) {
+    /// Tells all peers of deaths that this node found out itself. Gossip would reach most of them as fast, and the last one seconds
+    /// later now and then.
+    pub(super) fn tell_of_deaths(&mut self, dead: &[NodeId]) {
+        let seen = |node: &NodeId| self.roster.entry(*node).map(super::roster::Entry::seen);
+        let members: Vec<Seen> = dead.iter().filter_map(seen).filter(|seen| seen.state == SeenState::Down).collect();
+        if members.is_empty() {
+            return;
+        }
+        let peers: Vec<NodeId> = self.sessions.peers().filter(|peer| self.roster.is_alive(*peer)).collect();
+        let frame = Frame::Members(Members { members, answer: Answer::NotWanted });
+        for peer in peers {
+            self.send_to(peer, &frame);
+        }
+    }
+
+    /// Takes over into the roster what foca knows. Returns who is dead now and was not before.
+    pub(super) fn sync(&mut self, now: Timestamp) -> Vec<NodeId> {
         let mut turns = Vec::new();
         let mut namesake = None;
         for member in self.swim.members() {
@@ -133,12 +149,14 @@ impl Membership {
                 turns.push(turn);
             }
         }
+        let dead = turns.iter().filter(|turn| !turn.state.is_alive()).map(|turn| turn.node).collect();
         for turn in turns {
             self.turn(turn);
         }
         if let Some(namesake) = namesake.filter(|other| other.age() > self.swim.identity().age()) {
             self.outbid_in_time(now, namesake.boot);
         }
+        dead
     }
 
     fn learn<'a>(&mut self, now: Timestamp, seen: impl IntoIterator<Item = &'a Seen>, spread: Spread) {

@@ -230,7 +230,8 @@ impl Membership {
         }
         if self.swim.next_tick().is_some_and(|due| due <= now) {
             self.swim.tick(now);
-            self.sync(now);
+            let dead = self.sync(now);
+            self.tell_of_deaths(&dead);
         }
         for peer in self.sessions.contests_over(now) {
             self.contest_lost(now, peer);
@@ -374,6 +375,10 @@ impl Membership {
 
     fn beat(&mut self, now: Timestamp) {
         for id in self.sessions.mute(now) {
+            self.close(now, id, CloseCode::Other);
+        }
+        // The transport takes seconds longer to notice, and a new connection is tried only where there is none.
+        for id in self.sessions.silent(now, HEARD_LATELY, |peer| !self.roster.is_alive(peer)) {
             self.close(now, id, CloseCode::Other);
         }
         self.dial(now);

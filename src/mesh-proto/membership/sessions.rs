@@ -138,6 +138,12 @@ impl Sessions {
             .collect()
     }
 
+    /// Sessions over which nothing came for a while, with some of the peers.
+    pub(crate) fn silent(&self, now: Timestamp, least: Duration, picks: impl Fn(NodeId) -> bool) -> Vec<ConnectionId> {
+        let silent = |id: &ConnectionId| self.connections.get(id).is_some_and(|one| now.since(one.heard) >= least);
+        self.standing.iter().filter(|(peer, id)| picks(**peer) && silent(id)).map(|(_, id)| *id).collect()
+    }
+
     /// Sets a contest; returns the challenger of the one before.
     pub(crate) fn contest(&mut self, peer: NodeId, contest: Contest) -> Option<ConnectionId> {
         let before = self.contests.insert(peer, contest)?;

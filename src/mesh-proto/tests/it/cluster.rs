@@ -231,12 +231,13 @@ impl Cluster {
         let live: Vec<NodeId> = self.live().map(|at| self.id(at)).collect();
         let mut verdicts = Vec::new();
         for at in self.live() {
-            for (when, event) in self.nodes[at].events.iter().filter(|(when, _)| *when >= since) {
-                if let Event::Member(member) = event
-                    && member.state == MemberState::Down
-                    && live.contains(&member.node)
-                {
-                    verdicts.push(format!("{when:?}: {} buries {} of boot {}", at, member.name, member.boot));
+            let mut dead = BTreeSet::new();
+            for (when, event) in &self.nodes[at].events {
+                let Event::Member(member) = event else { continue };
+                if member.state != MemberState::Down {
+                    dead.remove(&member.node);
+                } else if dead.insert(member.node) && live.contains(&member.node) && *when >= since {
+                    verdicts.push(format!("{when:?}: {at} buries {} of boot {}", member.name, member.boot));
                 }
             }
         }

@@ -25,8 +25,8 @@ fn joined(cluster: &Cluster, at: usize) -> Option<bool> {
 
 #[test]
 fn clusters_form_within_three_seconds() {
-    for size in [2, 3, 5, 16, 64] {
-        for seed in 0..3 {
+    for (size, seeds) in [(2, 3), (3, 3), (5, 3), (16, 3), (64, 1)] {
+        for seed in 0..seeds {
             let mut cluster = Cluster::new(size, seed);
             (0..size).for_each(|at| cluster.start(at));
             let took = cluster.until(secs(3), "formed", |cluster| {
@@ -36,7 +36,7 @@ fn clusters_form_within_three_seconds() {
             cluster.until(secs(3), "a full mesh", |cluster| {
                 (0..size).all(|at| cluster.mesh(at).status(cluster.now).members.iter().all(|member| member.connected))
             });
-            cluster.run(secs(20));
+            cluster.run(secs(10));
             assert!(cluster.all_see_all(), "{size} nodes, seed {seed}");
             assert_eq!(cluster.false_downs(Timestamp::ORIGIN), [""; 0], "{size} nodes, seed {seed}");
         }
@@ -121,6 +121,9 @@ fn a_crash_is_known_to_all_within_the_bound_of_the_profile() {
             cluster.run(secs(5) + ms(seed * 70));
             let since = cluster.now;
             worst = worst.max(detection(&mut cluster, size - 1, Crash::Silent, bound));
+            cluster.until(ms(1_100), "its connections are given up", |cluster| {
+                cluster.live().all(|at| cluster.member(at, size - 1).is_some_and(|member| !member.connected))
+            });
             assert_eq!(cluster.false_downs(since), [""; 0], "seed {seed}");
         }
         println!("{} at {size}: worst of 10: {worst:?}", profile.as_str());
@@ -392,10 +395,10 @@ fn a_failed_forward_is_doubted_at_once_and_for_two_seconds() {
 fn an_idle_cluster_says_little() {
     for (size, bound) in [(3, 900), (16, 900), (64, 1_200)] {
         let mut cluster = Cluster::formed(size, 15);
-        cluster.run(secs(30));
+        cluster.run(secs(10));
         let (frames, bytes) = (cluster.frames, cluster.bytes);
-        cluster.run(secs(60));
-        let per_node = |total: u64| total / 60 / u64::try_from(size).expect("few nodes");
+        cluster.run(secs(20));
+        let per_node = |total: u64| total / 20 / u64::try_from(size).expect("few nodes");
         println!(
             "{size} nodes: {} B/s, {} frames/s a node",
             per_node(cluster.bytes - bytes),
