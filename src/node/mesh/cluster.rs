@@ -27,6 +27,11 @@ impl MeshCluster {
         Box::pin(async move { written.await.or_else(outcome) })
     }
 
+    /// Tells the others something about a worker. Who has left has nobody to tell: the worker is this node's alone.
+    fn tell(&self, op: Op) -> BoxFuture<'static, Result<(), ClusterError>> {
+        if self.known.standing() == Standing::Left { Box::pin(async { Ok(()) }) } else { self.write(op) }
+    }
+
     /// A worker that is named by its URL, by its id.
     fn by_id(&self, value: Value) -> Value {
         let snapshot = self.fleet.snapshot();
@@ -45,11 +50,11 @@ impl Cluster for MeshCluster {
         let scope = self.known.facts().rows.get(&worker.id).and_then(|row| row.told.scope.clone());
         let scope = scope.unwrap_or_else(|| self.scope.clone());
         let spec = spec::encode(&worker.spec, &scope, &*self.link);
-        self.write(Op::AddWorker { worker: worker.id, spec, declared: false })
+        self.tell(Op::AddWorker { worker: worker.id, spec, declared: false })
     }
 
     fn removed(&self, worker: WorkerId) -> BoxFuture<'static, Result<(), ClusterError>> {
-        self.write(Op::RemoveWorker { worker })
+        self.tell(Op::RemoveWorker { worker })
     }
 
     fn name(&self, peer: PeerId) -> Option<String> {
@@ -104,5 +109,59 @@ fn outcome(error: WriteError) -> Result<(), ClusterError> {
         WriteError::Busy => Err(ClusterError::Busy),
         WriteError::Revoked => Err(ClusterError::Revoked),
         WriteError::Leaving => Err(ClusterError::Leaving),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use smg_base::ManualClock;
+    use smg_fleet::{FleetConfig, Origin};
+
+    use super::*;
+    use crate::mesh::testing::FakeLink;
+
+    fn cluster() -> (MeshCluster, Arc<FakeLink>, Arc<Worker>) {
+        let (link, clock) = (FakeLink::new(), Arc::new(ManualClock::default()));
+        let fleet = Arc::new(Fleet::new(FleetConfig::default()));
+        let spec = serde_json::from_value(json!({"url": "http://10.0.0.1"})).expect("it is a specification");
+        let worker = fleet.add(spec, Origin::Api, clock.now()).expect("there is room").worker;
+        let known = Arc::default();
+        (MeshCluster { link: link.clone(), known, fleet, clock, scope: "here".to_owned() }, link, worker)
+    }
+
+    #[tokio::test]
+    async fn what_an_operator_changes_is_written_until_the_node_has_left() {
+        let (cluster, link, worker) = cluster();
+        assert_eq!(cluster.added(worker.clone()).await, Ok(()));
+        assert_eq!(link.written(), [format!("add {}", worker.id)]);
+        for (error, expected) in [
+            (WriteError::Busy, Err(ClusterError::Busy)),
+            (WriteError::TooLarge, Err(ClusterError::TooLarge)),
+            (WriteError::Leaving, Err(ClusterError::Leaving)),
+            (WriteError::UnknownWorker, Ok(())),
+        ] {
+            link.fail(error);
+            assert_eq!(cluster.removed(worker.id).await, expected, "{error}");
+            assert_eq!(link.written(), [format!("remove {}", worker.id)]);
+        }
+        cluster.drain().await;
+        assert_eq!((cluster.standing(), link.written()), (Standing::Draining, vec!["draining true".to_owned()]));
+        cluster.leave().await;
+        assert_eq!((cluster.standing(), link.written()), (Standing::Left, vec!["leave".to_owned()]));
+        assert_eq!((cluster.added(worker.clone()).await, cluster.removed(worker.id).await), (Ok(()), Ok(())));
+        assert_eq!(link.written(), Vec::<String>::new(), "nobody is there to be told");
+    }
+
+    #[tokio::test]
+    async fn a_sticky_key_may_name_its_worker_by_url() {
+        let (cluster, link, worker) = cluster();
+        let key = |section: &str| SharedKey { section: section.to_owned(), name: "k".to_owned() };
+        assert_eq!(cluster.set_shared(key("sticky"), Some(json!("http://10.0.0.1"))).await, Ok(()));
+        assert_eq!(link.written(), [format!("config sticky/k=\"{}\"", worker.id)]);
+        let nobody = cluster.set_shared(key("sticky"), Some(json!("http://10.0.0.2"))).await;
+        assert!(matches!(nobody, Err(ClusterError::Invalid(_))), "{nobody:?}");
+        assert_eq!(cluster.set_shared(key("colour"), None).await, Err(ClusterError::UnknownSection));
+        assert_eq!(link.written(), Vec::<String>::new());
     }
 }
