@@ -125,7 +125,7 @@ fn be_node(inputs: Inputs) -> Result<(), Failure> {
             let _ended = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
             shutdown.advance(Phase::Draining);
         });
-        node.run(|_| {}).await.map_err(failed)
+        Box::pin(node.run(|_| {})).await.map_err(failed)
     })
 }
 

@@ -14,7 +14,7 @@ pub(super) fn launch(config: Config, inputs: Inputs) -> Result<(), Failure> {
     let inherited = systemd::inherited_listeners().map_err(|error| Failure::Launch(error.into()))?;
     runtime(&config)?.block_on(async move {
         let node = Node::build(config, inputs, inherited).await.map_err(|error| Failure::Launch(error.into()))?;
-        node.run(|_| {}).await.map_err(|error| Failure::Launch(error.into()))
+        Box::pin(node.run(|_| {})).await.map_err(|error| Failure::Launch(error.into()))
     })
 }
 
