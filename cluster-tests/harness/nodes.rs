@@ -21,11 +21,11 @@ use super::{
 const CHAT: &str = "/v1/chat/completions";
 const MESH_PORT: u16 = 39_527;
 
-/// What nodes are told beyond the defaults of all gateways under test: short intervals, for tests wait for them.
-const FLAGS: &[&str] = &[
-    "--enable-mesh",
-    "--admin-api-key",
-    "cluster",
+/// What nodes are told beyond the defaults of all gateways under test.
+const FLAGS: &[&str] = &["--enable-mesh", "--admin-api-key", "cluster", "--runtime-worker-threads", "2"];
+
+/// What they are told of probes unless a test is about something else: short times, for tests wait for them.
+const QUICK_PROBES: &[&str] = &[
     "--health-check-interval-secs",
     "500ms",
     "--health-check-timeout-secs",
@@ -36,8 +36,6 @@ const FLAGS: &[&str] = &[
     "1",
     "--connect-timeout",
     "1s",
-    "--runtime-worker-threads",
-    "2",
 ];
 
 /// A node, running or not. Its settings may be changed before it starts.
@@ -52,6 +50,8 @@ pub(crate) struct Node {
     pub(crate) token: Option<String>,
     pub(crate) data: PathBuf,
     gateway: Option<Gateway>,
+    /// What its earlier processes wrote.
+    past: String,
 }
 
 impl Node {
@@ -60,7 +60,8 @@ impl Node {
             name: name.to_owned(),
             host,
             seeds: Vec::new(),
-            flags: Vec::new(),
+            flags: QUICK_PROBES.iter().map(|flag| (*flag).to_owned()).collect(),
+            past: String::new(),
             environment: Vec::new(),
             token: Some(lab.token.clone()),
             data: lab.data().join(name),
@@ -114,7 +115,7 @@ impl Node {
     pub(crate) async fn kill(&mut self) {
         self.signal("KILL");
         self.ended().await;
-        self.gateway = None;
+        self.forget();
     }
 
     /// Ends its process as an operator does, and waits for it.
@@ -122,6 +123,12 @@ impl Node {
         self.signal("TERM");
         let status = self.ended().await;
         assert!(status.success(), "{} ended with {status}: {}", self.name, self.log());
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        let log = self.log();
+        self.past.push_str(&log);
         self.gateway = None;
     }
 
@@ -200,6 +207,14 @@ impl Node {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1_024
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- {}, what its earlier processes wrote ---\n{}--- end ---", self.name, self.past);
+        }
     }
 }
 

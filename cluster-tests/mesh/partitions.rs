@@ -91,7 +91,7 @@ async fn halves_serve_from_what_they_reach_and_come_together() {
     // What the split swallowed was tried again on the same side, as its senders allowed.
     let tally = load.finish().await;
     println!("streams before, during and after the split: {}", tally.summary());
-    assert!(tally.misses.is_empty() && tally.sent > 200);
+    assert!(tally.misses.is_empty() && tally.sent > 100);
     let rest = agreed(&all).await;
     println!("healed: full views after {whole:?}, digests equal {rest:?} after the last request");
     let urls = [&left_engine.url, &right_engine.url, &news[0].url, &news[1].url].map(String::as_str);

@@ -2,12 +2,16 @@
 
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use smg_mock_worker::Outcome;
+use tokio::task::JoinSet;
 
-use crate::harness::{Engine, Lab, Node, Piece, Stream, agreed, formed, lost, on, serving, serving_all, stays, took};
+use crate::harness::{
+    Engine, Lab, Node, Piece, Stream, agreed, ask, formed, lost, on, serving, serving_all, stays, took,
+};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -160,17 +164,34 @@ async fn a_dead_relay_is_left_at_once() {
         // Both ways are known, so one can stand in for the other.
         serving_all(&[&nodes[0], &nodes[1]], &[&engine.url]).await;
         nodes[index].kill().await;
-        let killed = Instant::now();
-        let mut worst = Duration::ZERO;
-        while killed.elapsed() < Duration::from_secs(4) {
-            let asked = Instant::now();
-            let answer = nodes[2].chat().await;
-            assert_eq!(answer.status, 200, "{:?} after the kill: {}", killed.elapsed(), answer.text());
-            worst = worst.max(asked.elapsed());
-        }
-        println!("a relay died: every request was answered, the slowest after {worst:?} (target 1.5 s)");
-        assert!(worst < Duration::from_secs(5), "{worst:?}");
+        let answers = asked_again_and_again(nodes[2].address()).await;
+        let slow = |(_, took): &&(Duration, Duration)| *took > Duration::from_millis(500);
+        let chosen_until = answers.iter().filter(slow).map(|(asked, _)| *asked).max().unwrap_or_default();
+        let slowest = answers.iter().map(|(_, took)| *took).max().unwrap_or_default();
+        println!(
+            "a relay died: {} requests, all answered; it was chosen for {chosen_until:?} (target 1.5 s)",
+            answers.len()
+        );
+        println!("  the slowest answer, of one that was on its way, took {slowest:?}");
+        assert!(chosen_until < Duration::from_secs(3), "{answers:?}");
         nodes[index].start().await;
         formed(&nodes.iter().collect::<Vec<_>>()).await;
     }
+}
+
+/// Asks for four seconds, twenty times a second whatever becomes of it. When each request was sent, and how long it took.
+async fn asked_again_and_again(address: SocketAddr) -> Vec<(Duration, Duration)> {
+    let started = Instant::now();
+    let mut requests = JoinSet::new();
+    let mut beat = tokio::time::interval(Duration::from_millis(50));
+    while started.elapsed() < Duration::from_secs(4) {
+        beat.tick().await;
+        requests.spawn(async move {
+            let sent = Instant::now();
+            let answer = ask(address, &on(CHAT, "demo", Stream::Yes).field("x-smg-allow-replay", "true")).await;
+            assert_eq!(answer.status, 200, "{:?} after the kill: {}", sent - started, answer.text());
+            (sent - started, sent.elapsed())
+        });
+    }
+    requests.join_all().await
 }
