@@ -178,9 +178,9 @@ impl fmt::Debug for Upstream {
 impl Inner {
     fn rules(&self, origin: Origin) -> &Arc<UrlRules> {
         match origin {
-            // What another node vouches for was held to its own rules.
-            Origin::Flag | Origin::File | Origin::Mesh => &self.operator_rules,
-            Origin::Api => &self.api_rules,
+            Origin::Flag | Origin::File => &self.operator_rules,
+            // Another node's worker may have come through its admin API, and a name may resolve to something else here.
+            Origin::Api | Origin::Mesh => &self.api_rules,
         }
     }
 
