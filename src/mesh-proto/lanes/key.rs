@@ -63,7 +63,10 @@ pub(crate) const fn retired_keys() -> [u8; 1] {
 pub(crate) fn claim(writer: NodeId, key: &Bytes) -> Option<Claim> {
     match *key.first()? {
         OWN => Some(Claim::Entry(Claimed { author: writer, key: key.slice(1..) })),
-        ADOPTED => Some(Claim::Entry(Claimed { author: node_at(key)?, key: key.slice(17..) })),
+        // Nobody adopts its own word.
+        ADOPTED if node_at(key)? != writer => {
+            Some(Claim::Entry(Claimed { author: node_at(key)?, key: key.slice(17..) }))
+        }
         RETIRED if key.len() == 17 => Some(Claim::Retired(node_at(key)?)),
         _ => None,
     }

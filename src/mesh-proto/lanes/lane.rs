@@ -321,11 +321,13 @@ impl CvRDT for Lane {
     }
 
     fn merge(&mut self, other: Self) {
+        // The hash settles what must not happen, so that even then all copies become the same.
+        let order = (other.position, other.hash).cmp(&(self.position, self.hash));
         let collected = self.collected.max(other.collected);
-        if other.position > self.position {
-            *self = other;
-        } else if other.position == self.position {
-            self.collect(collected);
+        match order {
+            std::cmp::Ordering::Greater => *self = other,
+            std::cmp::Ordering::Equal => self.collect(collected),
+            std::cmp::Ordering::Less => {}
         }
     }
 }

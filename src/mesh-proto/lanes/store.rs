@@ -277,6 +277,15 @@ fn identity(writer: NodeId, lane: &Lane) -> u128 {
     hash::stable128(&bytes)
 }
 
+#[cfg(test)]
+impl Lanes {
+    /// Merges a copy of other lanes in.
+    pub(crate) fn merge_from(&mut self, other: &Self) {
+        let lanes = other.lanes.clone();
+        self.merge(Self { lanes, ..Self::default() });
+    }
+}
+
 impl CvRDT for Lanes {
     type Validation = Diverged;
 

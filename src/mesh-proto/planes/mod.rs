@@ -302,3 +302,189 @@ fn fingerprint(reach: &Reach) -> u64 {
     add(*standby, 10);
     print
 }
+
+#[cfg(test)]
+mod tests {
+    //! The folds: what they say follows from the lanes alone, not from the way the lanes came.
+
+    use std::collections::BTreeSet;
+
+    use bytes::Bytes;
+    use crdts::CvRDT;
+    use proptest::prelude::*;
+    use smg_base::WorkerId;
+
+    use super::{Alive, LoadKey, Planes, Removal, health::verdict, worker_key};
+    use crate::{
+        ConfigValue, Dot, Event, Kind, Ledger, NodeId, Verdict, Vote, WorkerAdd,
+        lanes::{Change, Lanes, WorkersKey, adopted, owned},
+        wire::encode_value,
+    };
+
+    fn worker(number: u8) -> WorkerId {
+        WorkerId::of(&format!("http://w{number}"), None)
+    }
+
+    fn node(number: u8) -> NodeId {
+        NodeId::of(&format!("n{number}"))
+    }
+
+    /// One thing that a node may say, or take back.
+    #[derive(Clone, Debug)]
+    struct Word {
+        writer: u8,
+        kind: Kind,
+        key: Bytes,
+        value: Option<Bytes>,
+    }
+
+    fn word() -> impl Strategy<Value = Word> {
+        (0..4_u8, 0..6_u8, 0..4_u8, 0..4_u8, any::<bool>(), any::<bool>()).prop_map(
+            |(writer, what, about, number, theirs, gone)| {
+                let dot = Dot::fresh(node(number), u64::from(about), 1);
+                let own = |key: Bytes| if theirs { adopted(node(number), &key) } else { owned(&key) };
+                let add = WorkerAdd { worker: worker(about).as_u128(), spec: vec![number], lamport: u64::from(writer) };
+                let removal = Removal { worker: worker(about).as_u128(), authors: vec![node(number)] };
+                let config = ConfigValue { lamport: u64::from(number), value: (number > 1).then(|| vec![writer]) };
+                let ledger = Ledger { requests: u32::from(number), decoding: 0, pending_tokens: 1 };
+                let votes = [Vote::Up, Vote::Sick, Vote::Unreachable];
+                let (kind, key, value) = match what {
+                    0 => (Kind::Workers, own(WorkersKey::Add(dot).bytes()), encode_value(&add)),
+                    1 => (Kind::Workers, own(WorkersKey::Remove(dot).bytes()), encode_value(&removal)),
+                    2 => (Kind::Config, own(Bytes::from(format!("alias/{about}"))), encode_value(&config)),
+                    3 => (Kind::Config, own(Bytes::from(format!("revoked/{about}"))), encode_value(&config)),
+                    4 => (Kind::Health, worker_key(worker(about)), encode_value(&votes[usize::from(number % 3)])),
+                    _ => (Kind::Load, LoadKey::Ledger(worker(about)).bytes(), encode_value(&ledger)),
+                };
+                Word { writer, kind, key, value: (!gone).then_some(value) }
+            },
+        )
+    }
+
+    /// Everything that the folds say.
+    fn reading(planes: &Planes) -> String {
+        let about = |number: u8| {
+            let worker = worker(number);
+            let keys = [format!("alias/{number}"), format!("revoked/{number}")];
+            let values = keys.map(|key| planes.config.value(&key));
+            (
+                planes.workers.row(worker),
+                planes.reach(worker),
+                planes.load.others(node(0), worker, planes.alive()),
+                values,
+            )
+        };
+        format!("{:?} {:?}", [0, 1, 2, 3].map(about), planes.config.keys())
+    }
+
+    /// The folds of some lanes from nothing.
+    fn fold(lanes: &Lanes, alive: &[NodeId]) -> Planes {
+        let mut planes = Planes::new(node(0));
+        for node in alive {
+            planes.set_alive(*node, Alive::Yes, lanes);
+        }
+        for kind in Kind::ALL {
+            for (writer, lane) in lanes.of_kind(kind) {
+                for (key, value) in lane.live_from(&[]) {
+                    planes.change(writer, kind, &Change { key: key.clone(), old: None, new: Some(value.clone()) });
+                }
+            }
+        }
+        planes
+    }
+
+    fn copy(lanes: &Lanes) -> Lanes {
+        let mut copy = Lanes::default();
+        copy.merge_from(lanes);
+        copy
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Change by change or from nothing, by one way or another: nodes that know the same say the same.
+        #[test]
+        fn folds_follow_from_the_lanes_alone(
+            words in prop::collection::vec(word(), 1..80),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 3),
+        ) {
+            let alive = [node(1), node(2)];
+            let mut lanes = Lanes::default();
+            let mut planes = Planes::new(node(0));
+            let mut seen = Vec::new();
+            for Word { writer, kind, key, value } in words {
+                let change = lanes.set(node(writer), kind, 1, key, value);
+                planes.change(node(writer), kind, &change);
+                seen.push(copy(&lanes));
+            }
+            for node in alive {
+                planes.set_alive(node, Alive::Yes, &lanes);
+            }
+            prop_assert_eq!(reading(&planes), reading(&fold(&lanes, &alive)));
+            // Three nodes know different pasts and learn from each other in different orders, some of it twice.
+            let [a, b, c] = [0, 1, 2].map(|at| cuts[at].get(&seen));
+            let by = |order: [&Lanes; 4]| {
+                let mut known = Lanes::default();
+                for lanes in order {
+                    known.merge(copy(lanes));
+                }
+                (known.root(), reading(&fold(&known, &alive)))
+            };
+            prop_assert_eq!(by([a, b, c, a]), by([c, b, b, a]));
+            prop_assert_eq!(by([a, b, c, &lanes]), by([&lanes, a, c, b]));
+        }
+    }
+
+    #[test]
+    fn verdicts_need_a_majority_of_those_who_reach_the_worker() {
+        let check = |votes: &str, expected: Verdict| {
+            let votes = votes.chars().map(|vote| match vote {
+                'u' => Vote::Up,
+                's' => Vote::Sick,
+                _ => Vote::Unreachable,
+            });
+            assert_eq!(verdict(votes), expected);
+        };
+        check("", Verdict::Unknown);
+        check("u", Verdict::Up);
+        check("s", Verdict::Down);
+        check("-", Verdict::Down);
+        check("us", Verdict::Up);
+        check("ss", Verdict::Down);
+        check("uss", Verdict::Down);
+        check("uuss", Verdict::Up);
+        check("usssu", Verdict::Down);
+        check("u-----", Verdict::Up);
+        check("us----", Verdict::Up);
+    }
+
+    #[test]
+    fn five_alive_nodes_probe_a_worker() {
+        let alive: BTreeSet<NodeId> = (0..16).map(node).collect();
+        for number in 0..20 {
+            let probers = alive.iter().filter(|me| {
+                let mut planes = Planes::new(**me);
+                alive.iter().for_each(|node| planes.set_alive(*node, Alive::Yes, &Lanes::default()));
+                planes.reach(worker(number)).probed_here
+            });
+            assert_eq!(probers.count(), 5);
+        }
+    }
+
+    #[test]
+    fn news_is_told_once() {
+        let mut planes = Planes::new(node(0));
+        let news = |planes: &mut Planes, value: Option<Bytes>, old: Option<Bytes>| {
+            planes.change(node(1), Kind::Config, &Change { key: owned(b"alias/a"), old, new: value });
+            let mut out = Vec::new();
+            planes.take_news(&mut out);
+            out
+        };
+        let value = |text: &str| Some(encode_value(&ConfigValue { lamport: 1, value: Some(text.as_bytes().to_vec()) }));
+        let told = news(&mut planes, value("x"), None);
+        assert_eq!(told, [Event::Config { key: "alias/a".to_owned(), value: Some(Bytes::from_static(b"x")) }]);
+        let mut out = Vec::new();
+        planes.take_news(&mut out);
+        assert_eq!(out, []);
+    }
+}

@@ -114,6 +114,15 @@ impl Replica {
         for (key, value) in entries {
             let (key, value) = match claim(writer, &key) {
                 Some(Claim::Entry(claimed)) if self.is_covered(kind, &claimed.key) => continue,
+                // Our own word, which the dead had adopted: it may be all that is left of it.
+                Some(Claim::Entry(claimed)) if claimed.author == self.me => {
+                    let key = owned(&claimed.key);
+                    let own = self.lanes.lane(self.me, kind);
+                    if own.is_some_and(|own| own.version_of(&key).is_some()) {
+                        continue;
+                    }
+                    (key, value)
+                }
                 Some(Claim::Entry(claimed)) => (adopted(claimed.author, &claimed.key), value),
                 Some(Claim::Retired(node)) => match self.planes.retired(node, kind) {
                     Some(note) if node != self.me => (key, encode_value(&note)),
