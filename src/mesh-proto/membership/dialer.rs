@@ -9,8 +9,8 @@ use crate::{Limits, MemberState, NodeId, Timers};
 
 /// First pause between two attempts to reach a seed.
 const SEED_PAUSE: Duration = Duration::from_millis(500);
-/// Pause between two attempts once there are peers: heals splits that are older than memory.
-const SEED_PAUSE_AMONG_PEERS: Duration = Duration::from_secs(60);
+/// Longest pause between two attempts once there are peers: heals splits that are older than memory.
+const SEED_PAUSE_AMONG_PEERS_MAX: Duration = Duration::from_secs(60);
 /// How long a seed that is reached is not looked at.
 const SEED_REACHED: Duration = Duration::from_secs(1);
 /// How much rarer those are dialled that have left.
@@ -117,7 +117,8 @@ impl Dialer {
     }
 
     fn due_seeds(&mut self, now: Timestamp, roster: &Roster, sessions: &Sessions, random: &SplitMix) -> Vec<Dial> {
-        let backoff = Backoff { initial: SEED_PAUSE, max: self.timers.seed_pause_max, ..Backoff::default() };
+        let max = if sessions.is_empty() { self.timers.seed_pause_max } else { SEED_PAUSE_AMONG_PEERS_MAX };
+        let backoff = Backoff { initial: SEED_PAUSE, max, ..Backoff::default() };
         let mut dials = Vec::new();
         let (me, own) = (self.me, self.own);
         for seed in self.seeds.iter_mut().flatten() {
@@ -133,12 +134,7 @@ impl Dialer {
                 continue;
             }
             dials.push(Dial { address: seed.address, expect: None });
-            seed.next = now
-                + if sessions.is_empty() {
-                    backoff.delay(seed.attempts, random)
-                } else {
-                    jittered(SEED_PAUSE_AMONG_PEERS, random)
-                };
+            seed.next = now + backoff.delay(seed.attempts, random);
             seed.attempts = seed.attempts.saturating_add(1);
         }
         dials

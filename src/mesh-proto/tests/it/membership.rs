@@ -86,6 +86,21 @@ fn a_seed_that_has_no_seeds_is_taken_back() {
 }
 
 #[test]
+fn a_chain_of_seeds_restarts_in_any_order() {
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let mut cluster = Cluster::new(3, 18);
+        cluster.nodes[0].seeds = vec![1];
+        cluster.nodes[1].seeds = vec![2];
+        cluster.nodes[2].seeds = vec![];
+        for at in order {
+            cluster.start(at);
+            cluster.run(secs(3));
+        }
+        cluster.until(secs(10), "together", Cluster::all_see_all);
+    }
+}
+
+#[test]
 fn all_restart_together() {
     for wiped in [false, true] {
         let mut cluster = Cluster::formed(5, 4);
