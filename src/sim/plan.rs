@@ -305,6 +305,15 @@ pub enum Ask {
         /// Which.
         key: usize,
     },
+    /// Write so many entries of a kind that the mesh does not read, or delete them.
+    Entries {
+        /// The first.
+        first: u32,
+        /// How many.
+        count: u32,
+        /// Whether they are written.
+        live: bool,
+    },
     /// Say whether the node drains.
     Draining {
         /// Whether.
@@ -369,7 +378,7 @@ impl Plan {
             | Ask::Truth { worker, .. }
             | Ask::Ledger { worker, .. } => worker < self.workers,
             Ask::ForwardFailed { peer } => peer < self.nodes,
-            Ask::Config { .. } | Ask::Revoke { .. } | Ask::Draining { .. } => true,
+            Ask::Config { .. } | Ask::Revoke { .. } | Ask::Entries { .. } | Ask::Draining { .. } => true,
         });
         self.nodes > 0
             && lists.iter().all(|length| *length == self.nodes)

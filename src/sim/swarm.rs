@@ -150,7 +150,7 @@ fn operations(plan: &Plan, dice: &mut Dice) -> Vec<Operation> {
     let mut operations = initial_truths(plan, dice);
     let mean_ms = dice.between(100, 3_000);
     // Which kinds of operations take part, and how often, is drawn for each run as well.
-    let weights: Vec<u64> = (0..9).map(|_| if dice.chance(0.6) { dice.between(1, 10) } else { 0 }).collect();
+    let weights: Vec<u64> = (0..10).map(|_| if dice.chance(0.6) { dice.between(1, 10) } else { 0 }).collect();
     let total: u64 = weights.iter().sum();
     if total == 0 {
         return operations;
@@ -200,7 +200,12 @@ fn ask(kind: usize, plan: &Plan, dice: &mut Dice) -> Ask {
         4 => Ask::Ledger { worker, requests: dice.below(20) as u32 },
         5 => Ask::Config { key: dice.index(6), value: dice.chance(0.8).then(|| dice.below(1 << 30) as u32) },
         6 => Ask::Revoke { key: dice.index(6) },
-        7 => Ask::Draining { on: dice.chance(0.5) },
+        7 => Ask::Entries {
+            first: 500 * dice.below(4) as u32,
+            count: dice.between(1, 700) as u32,
+            live: dice.chance(0.4),
+        },
+        8 => Ask::Draining { on: dice.chance(0.5) },
         _ => Ask::ForwardFailed { peer: dice.index(plan.nodes) },
     }
 }

@@ -76,7 +76,7 @@ fn plan_for(defect: Defect, seed: u64) -> Plan {
         Defect::AdmitsTwins => {
             let mut plan = SHAPE.plan(seed);
             plan.starts_ms.fill(0);
-            plan.faults = vec![Fault { at_ms: 30_000, for_ms: 20_000, what: Harm::Twin { node: 0 } }];
+            plan.faults = vec![Fault { at_ms: 30_000, for_ms: 20_000, what: Harm::Twin { node: 1 } }];
             plan
         }
         _ => SHAPE.plan(seed),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use smg_base::WorkerId;
 use smg_mesh_proto::{
-    Event, Input, Ledger, Member, MemberState, Op, Reach, Ticket, Verdict, Vote, WorkerRow, WriteError,
+    Event, Input, Kind, Ledger, Member, MemberState, Op, Reach, Ticket, Verdict, Vote, WorkerRow, WriteError,
 };
 
 use crate::{
@@ -18,6 +18,8 @@ use crate::{
     world::World,
 };
 
+/// Length of an entry that the mesh does not read.
+const ENTRY_BYTES: usize = 100;
 /// How long nothing was asked of a worker before all is known of it.
 const QUIET: Duration = Duration::from_secs(5);
 /// How long a place and its links must have been calm before a verdict about it is false.
@@ -41,6 +43,13 @@ impl World {
                     process.draining = on;
                     self.reached.mark(Mark::Draining);
                     self.write(place, None, Op::Draining(on));
+                }
+            }
+            Ask::Entries { first, count, live } => {
+                for number in first..first + count {
+                    let key = Bytes::from(format!("entry {number}"));
+                    let value = live.then(|| Bytes::from(vec![number as u8; ENTRY_BYTES]));
+                    self.write(place, None, Op::Entry { kind: Kind::Prefixes, key, value });
                 }
             }
             Ask::ForwardFailed { peer } => {
@@ -378,7 +387,11 @@ impl World {
                 self.reached.mark(Mark::Revoked);
                 self.judge.revoked.entry(key).or_default().insert(process);
             }
-            Ask::Truth { .. } | Ask::Ledger { .. } | Ask::Draining { .. } | Ask::ForwardFailed { .. } => {}
+            Ask::Truth { .. }
+            | Ask::Ledger { .. }
+            | Ask::Entries { .. }
+            | Ask::Draining { .. }
+            | Ask::ForwardFailed { .. } => {}
         }
     }
 }
@@ -399,7 +412,11 @@ fn op_of(ask: &Ask, spec: &Bytes) -> Option<Op> {
             Op::Config { key: config_key(*key), value: value.map(|value| Bytes::from(value.to_string())) }
         }
         Ask::Revoke { key } => Op::Config { key: revoked_key(*key), value: Some(Bytes::from_static(b"1")) },
-        Ask::Truth { .. } | Ask::Ledger { .. } | Ask::Draining { .. } | Ask::ForwardFailed { .. } => return None,
+        Ask::Truth { .. }
+        | Ask::Ledger { .. }
+        | Ask::Entries { .. }
+        | Ask::Draining { .. }
+        | Ask::ForwardFailed { .. } => return None,
     })
 }
 

@@ -284,7 +284,7 @@ impl World {
         match output {
             Output::Dial { address, expect } => {
                 let target =
-                    self.places.iter().position(|other| other.address == address && other.id != self.places[place].id);
+                    self.places.iter().position(|other| other.address == address).filter(|other| *other != place);
                 match target {
                     Some(target) => {
                         let dial = Dial { place, generation, target, expect, begun: self.now };
