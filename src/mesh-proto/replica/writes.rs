@@ -204,6 +204,9 @@ impl Replica {
         if self.lanes.lane(self.me, Kind::Workers).is_none_or(|lane| lane.value(&key).is_none()) {
             let add = WorkerAdd { worker: worker.as_u128(), spec: spec.to_vec(), lamport };
             self.put(now, Kind::Workers, key, Some(encode_value(&add)))?;
+        } else {
+            // Said again, though nothing changes: a copy of this lane that comes later must not take it back.
+            self.written.insert((Kind::Workers, key));
         }
         self.drop_own(now, worker, Dot::is_declared, Some(dot));
         Ok(())
