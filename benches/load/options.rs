@@ -40,7 +40,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 2000)]
     pub(crate) storm: usize,
     /// Nodes of the meshes whose own traffic is measured
-    #[arg(long, value_delimiter = ',', default_values_t = [3, 16])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 3, 16])]
     pub(crate) nodes: Vec<usize>,
     /// The nginx to compare with
     #[arg(long, default_value = "nginx")]
