@@ -966,6 +966,33 @@ mod tests {
     }
 
     #[test]
+    fn a_declaration_said_again_outlives_an_older_copy_in_which_it_was_taken_back() {
+        let mut net = Net::of(3, 1);
+        net.write(0, 1, declare(1, "a"));
+        net.run(Duration::from_millis(100));
+        net.unlink(0, 1);
+        net.unlink(1, 2);
+        net.write(0, 2, Op::WithdrawWorker { worker: worker(1) });
+        net.run(Duration::from_millis(100));
+        net.crash(0);
+        net.disks[0].clear();
+        net.start(0, 2);
+        // The first peer still knows the declaration, the second that it was taken back.
+        net.link(0, 1);
+        net.run(Duration::from_secs(3));
+        net.join(0);
+        net.write(0, 3, declare(1, "a"));
+        net.run(Duration::from_secs(1));
+        assert_eq!(net.outcome(0, 3), Some(Ok(())));
+        net.heal();
+        net.run(Duration::from_secs(5));
+        for node in 0..3 {
+            assert!(net.node(node).workers().contains_key(&worker(1)), "node {node}");
+        }
+        net.assert_equal("after a declaration said again");
+    }
+
+    #[test]
     fn the_dead_are_adopted_and_their_lanes_go() {
         let mut net = Net::of(3, 1);
         net.write(0, 1, add(1, "a"));
