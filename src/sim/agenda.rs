@@ -1,6 +1,6 @@
 //! What is going to happen, in order of time and, within a moment, in the order in which it was decided.
 
-use std::{cmp::Ordering, collections::BinaryHeap};
+use std::{cmp::Reverse, collections::BinaryHeap};
 
 use bytes::Bytes;
 use smg_base::Timestamp;
@@ -64,52 +64,41 @@ pub(crate) struct Frame {
     pub(crate) bytes: Bytes,
 }
 
-/// The queue of happenings.
+/// The queue of happenings. The heap holds only when and which, so that it moves little.
 #[derive(Debug, Default)]
 pub(crate) struct Agenda {
-    heap: BinaryHeap<Entry>,
+    heap: BinaryHeap<Reverse<Entry>>,
+    happenings: Vec<Option<Happening>>,
+    free: Vec<usize>,
     decided: u64,
+}
+
+/// When, in which order, and where the happening is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    at: Timestamp,
+    order: u64,
+    place: usize,
 }
 
 impl Agenda {
     pub(crate) fn at(&mut self, at: Timestamp, what: Happening) {
         self.decided += 1;
-        self.heap.push(Entry { at, order: self.decided, what });
+        let place = self.free.pop().unwrap_or(self.happenings.len());
+        if place == self.happenings.len() {
+            self.happenings.push(None);
+        }
+        self.happenings[place] = Some(what);
+        self.heap.push(Reverse(Entry { at, order: self.decided, place }));
     }
 
     /// The next happening that is not later than `until`.
     pub(crate) fn next(&mut self, until: Timestamp) -> Option<(Timestamp, Happening)> {
-        if self.heap.peek()?.at > until {
+        if self.heap.peek()?.0.at > until {
             return None;
         }
-        self.heap.pop().map(|entry| (entry.at, entry.what))
-    }
-}
-
-#[derive(Debug)]
-struct Entry {
-    at: Timestamp,
-    order: u64,
-    what: Happening,
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Entry {}
-
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Entry {
-    // The heap keeps the greatest on top.
-    fn cmp(&self, other: &Self) -> Ordering {
-        (other.at, other.order).cmp(&(self.at, self.order))
+        let Reverse(entry) = self.heap.pop()?;
+        self.free.push(entry.place);
+        self.happenings[entry.place].take().map(|what| (entry.at, what))
     }
 }
