@@ -6,7 +6,7 @@ use smg_base::{Timestamp, WorkerId};
 use super::Replica;
 use crate::{
     Kind, NodeId,
-    lanes::{Claim, Position, Retired, WorkersKey, adopted, claim, owned, retired, retired_keys},
+    lanes::{Claim, Lane, Position, Retired, WorkersKey, adopted, claim, owned, retired, retired_keys},
     planes::Removal,
     wire::{decode_value, encode_value},
 };
@@ -39,7 +39,18 @@ impl Replica {
             self.forget_removals(now);
             self.settle_retired(now);
         }
+        self.forget_written();
         self.behind.retain(|_, since| now.since(*since) < self.timers.digest * BEHIND_ROUNDS);
+    }
+
+    /// What this run wrote counts only as long as the lane still has the key, if only as a tombstone.
+    fn forget_written(&mut self) {
+        let durable = Kind::ALL.into_iter().filter(|kind| kind.is_durable());
+        let entries: usize = durable.filter_map(|kind| self.lanes.lane(self.me, kind)).map(Lane::len).sum();
+        if self.written.len() > 2 * entries + TOMBSTONES_MIN {
+            let (me, lanes) = (self.me, &self.lanes);
+            self.written.retain(|(kind, key)| lanes.lane(me, *kind).is_some_and(|lane| lane.version_of(key).is_some()));
+        }
     }
 
     /// Assertions in our lane that a removal covers go: they say nothing any more.
