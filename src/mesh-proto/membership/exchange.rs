@@ -3,7 +3,7 @@
 //! Gossip repeats each piece of news a few times and then never again, so some nodes would learn of a death only by their own
 //! probes. Every two seconds a node compares a digest of its list with one peer, and both send their lists if they differ.
 
-use foca::State;
+use foca::{Message, State};
 use smg_base::Timestamp;
 
 use super::{Membership, Stage, identity::Identity, packet, swim::Spread};
@@ -30,6 +30,9 @@ impl Membership {
                     && entry.incarnation == header.src_incarnation
             });
         if !quiet && self.is_too_much(&header.src, rest) {
+            return;
+        }
+        if header.message == Message::TurnUndead && self.returns.are_many(now) {
             return;
         }
         if self.swim.packet(now, bytes).is_err() {

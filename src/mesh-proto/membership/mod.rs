@@ -45,6 +45,9 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 3_600);
 const CONFIRMERS_MAX: usize = 3;
 /// Silence after which this node no longer vouches for a member.
 const HEARD_LATELY: Duration = Duration::from_secs(1);
+/// Returns from the dead within a while, after which this node no longer heeds who calls it dead.
+const RETURNS_MAX: usize = 5;
+const RETURNS_WITHIN: Duration = Duration::from_secs(1);
 /// A connection that loses this much is a lossy one, until it loses less than the second figure.
 const LOSSY: (f32, f32) = (0.05, 0.03);
 
@@ -68,6 +71,28 @@ pub(crate) struct Membership {
     next_announce: Timestamp,
     /// A node of the same name makes us outbid it; not too often.
     next_outbid: Timestamp,
+    returns: Returns,
+}
+
+/// How often this node took a new identity lately, because it was called dead. One return heals a split. More within a second are a
+/// quarrel with another node of its name, and would go on as fast as packets travel.
+#[derive(Default)]
+struct Returns {
+    since: Timestamp,
+    count: usize,
+}
+
+impl Returns {
+    fn add(&mut self, now: Timestamp) {
+        if now.since(self.since) >= RETURNS_WITHIN {
+            *self = Self { since: now, count: 0 };
+        }
+        self.count += 1;
+    }
+
+    fn are_many(&self, now: Timestamp) -> bool {
+        self.count >= RETURNS_MAX && now.since(self.since) < RETURNS_WITHIN
+    }
 }
 
 /// How a node's membership ends.
@@ -121,6 +146,7 @@ impl Membership {
             next_exchange: now + config.timers.exchange.mul_f64(random.unit()),
             next_announce: now + config.timers.announce_down.mul_f64(random.unit()),
             next_outbid: now,
+            returns: Returns::default(),
             random,
             config,
         }
@@ -263,6 +289,7 @@ impl Membership {
     /// Sends what SWIM wants to say. Packets to members without a session are lost, as on any network.
     pub(crate) fn flush(&mut self, now: Timestamp) {
         if self.swim.take_rejoined() {
+            self.returns.add(now);
             self.announce_self(now);
         }
         while let Some(packet) = self.swim.take_packet() {
