@@ -416,7 +416,12 @@ impl World {
         let spot = &mut self.places[place];
         let generation = spot.generation;
         let Some(process) = spot.process.as_mut() else { return };
-        let due = process.clock.when(process.subject.mesh().next_tick());
+        let next = process.subject.mesh().next_tick();
+        // What has left or was refused asks for no more time.
+        if next == Timestamp::from_nanos(u64::MAX) {
+            return;
+        }
+        let due = process.clock.when(next);
         let due = due.max(self.now + Duration::from_micros(1));
         if process.tick_at.is_none_or(|at| due < at || at < self.now) {
             process.tick_at = Some(due);
