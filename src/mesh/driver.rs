@@ -340,7 +340,7 @@ impl Work {
                 return;
             }
             Event::Member(member) if member.node != self.node => {
-                self.relay.locate(member.node, member.address);
+                self.relay.locate(member.node, member.address, member.state);
                 self.metrics.verdicts.with_label_values(&[member.state.as_str()]).inc();
             }
             Event::Forgotten(node) => self.relay.forget(*node),

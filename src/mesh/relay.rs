@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -17,7 +17,7 @@ use std::{
 use parking_lot::Mutex;
 use prometheus::IntGauge;
 use quinn::{RecvStream, SendStream, StoppedError, VarInt};
-use smg_mesh_proto::{CloseCode, NodeId};
+use smg_mesh_proto::{CloseCode, MemberState, NodeId};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::OnceCell,
@@ -34,6 +34,10 @@ const OPEN_MAX: Duration = Duration::from_millis(1_500);
 
 /// Sweeps after which an unused connection is closed; one a second.
 const UNUSED_SWEEPS_MAX: u32 = 60;
+
+/// Sweeps without a packet from a peer that is taken for dead, after which its streams are given up. A peer that is wrongly
+/// taken for dead is heard more often: its end of the connection is kept alive.
+const SILENT_SWEEPS_MAX: u32 = 5;
 
 /// A stream was dropped before its end.
 const CANCELLED: VarInt = VarInt::from_u32(1);
@@ -152,9 +156,16 @@ pub(crate) async fn accept(
 /// Connections on which this node opens streams: at most one to a peer.
 pub(crate) struct Pool {
     endpoint: Arc<Endpoint>,
-    addresses: Mutex<BTreeMap<NodeId, SocketAddr>>,
+    peers: Mutex<BTreeMap<NodeId, Peer>>,
     slots: Mutex<BTreeMap<NodeId, Arc<Slot>>>,
     open: IntGauge,
+}
+
+/// What the members say of a peer.
+#[derive(Clone, Copy)]
+struct Peer {
+    address: SocketAddr,
+    state: MemberState,
 }
 
 #[derive(Default)]
@@ -163,22 +174,40 @@ struct Slot {
     streams: Arc<AtomicUsize>,
     /// Sweeps since a stream was last seen.
     unused: AtomicU32,
+    /// Packets heard on the connection at the last sweep.
+    heard: AtomicU64,
+    /// Sweeps since one was heard.
+    silent: AtomicU32,
+}
+
+impl Slot {
+    /// Whether a peer that is taken for dead has been silent for so long that nothing more is to be waited for; to be asked
+    /// once a sweep.
+    fn is_dead(&self, state: MemberState) -> bool {
+        let heard = self.connection.get().map_or(0, |connection| connection.stats().udp_rx.datagrams);
+        if self.heard.swap(heard, Ordering::Relaxed) != heard {
+            self.silent.store(0, Ordering::Relaxed);
+            return false;
+        }
+        let silent = self.silent.fetch_add(1, Ordering::Relaxed) + 1;
+        !state.is_alive() && silent >= SILENT_SWEEPS_MAX
+    }
 }
 
 impl Pool {
     /// No connections yet.
     pub(crate) fn new(endpoint: Arc<Endpoint>, open: IntGauge) -> Self {
-        Self { endpoint, addresses: Mutex::default(), slots: Mutex::default(), open }
+        Self { endpoint, peers: Mutex::default(), slots: Mutex::default(), open }
     }
 
-    /// Says where `peer` is.
-    pub(crate) fn locate(&self, peer: NodeId, address: SocketAddr) {
-        self.addresses.lock().insert(peer, address);
+    /// Says where `peer` is, and whether it is taken for dead.
+    pub(crate) fn locate(&self, peer: NodeId, address: SocketAddr, state: MemberState) {
+        self.peers.lock().insert(peer, Peer { address, state });
     }
 
     /// Forgets `peer`.
     pub(crate) fn forget(&self, peer: NodeId) {
-        self.addresses.lock().remove(&peer);
+        self.peers.lock().remove(&peer);
     }
 
     /// Opens a stream to `peer`. The peer sees it once something is written to it.
@@ -223,7 +252,7 @@ impl Pool {
     }
 
     async fn connect(&self, peer: NodeId) -> Result<quinn::Connection, DialError> {
-        let address = self.addresses.lock().get(&peer).copied().ok_or(DialError::NoAddress)?;
+        let address = self.peers.lock().get(&peer).map(|peer| peer.address).ok_or(DialError::NoAddress)?;
         let found = self.endpoint.dial(address, Purpose::Relay).await?;
         if found.identity.node() != peer {
             found.connection.close(close_code(CloseCode::Other), b"another node was expected");
@@ -232,10 +261,18 @@ impl Pool {
         Ok(found.connection)
     }
 
-    /// Closes connections that have not been used for long; to be called once a second. Only this side opens streams on
-    /// them, so none can be under way.
+    /// Closes connections that have not been used for long (only this side opens streams on them, so none can be under way),
+    /// and those to the dead, long before they time out by themselves; to be called once a second.
     pub(crate) fn sweep(&self) {
-        self.slots.lock().retain(|_, slot| {
+        let peers = self.peers.lock().clone();
+        self.slots.lock().retain(|peer, slot| {
+            let state = peers.get(peer).map_or(MemberState::Alive, |peer| peer.state);
+            if slot.is_dead(state)
+                && let Some(connection) = slot.connection.get()
+            {
+                connection.close(close_code(CloseCode::Other), b"silent, and taken for dead");
+                return false;
+            }
             // One more holder is a stream being opened; its count may not be there yet.
             if slot.streams.load(Ordering::Acquire) > 0 || Arc::strong_count(slot) > 1 {
                 slot.unused.store(0, Ordering::Relaxed);

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use prometheus::IntGauge;
-use smg_mesh_proto::NodeId;
+use smg_mesh_proto::{MemberState, NodeId};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{Duration, timeout},
@@ -27,7 +27,7 @@ impl Pair {
         let far = endpoint("b", tokens(&["one"]));
         let open = IntGauge::new("open", "Open.").expect("a gauge");
         let pool = Pool::new(endpoint("a", tokens(&["one"])), open.clone());
-        pool.locate(NodeId::of("b"), far.address());
+        pool.locate(NodeId::of("b"), far.address(), MemberState::Alive);
         Self { pool, far, open }
     }
 
@@ -186,10 +186,30 @@ async fn an_unused_connection_is_closed_and_a_used_one_is_not() {
 }
 
 #[tokio::test]
+async fn the_streams_of_a_silent_peer_are_given_up_once_it_is_taken_for_dead_and_no_sooner() {
+    let pair = Pair::new();
+    let Streams { mut opener, mut acceptor, connection: _connection } = pair.streams().await;
+    for _ in 0..20 {
+        pair.pool.sweep();
+    }
+    pair.pool.locate(NodeId::of("b"), pair.far.address(), MemberState::Down);
+    acceptor.write_u8(3).await.expect("a peer that is alive all the same");
+    assert_eq!(opener.read_u8().await.expect("is heard"), 3);
+    pair.pool.sweep();
+    assert_eq!(pair.open.get(), 2);
+    acceptor.write_u8(4).await.expect("and keeps its streams");
+    assert_eq!(opener.read_u8().await.expect("which go on"), 4);
+    for _ in 0..10 {
+        pair.pool.sweep();
+    }
+    assert_eq!(opener.read_u8().await.expect_err("no packet came").kind(), ErrorKind::NotConnected);
+}
+
+#[tokio::test]
 async fn a_peer_that_cannot_be_reached_or_is_another_is_an_error_at_once() {
     let pair = Pair::new();
     assert_eq!(pair.pool.open(NodeId::of("c")).await.expect_err("unknown"), DialError::NoAddress);
-    pair.pool.locate(NodeId::of("c"), pair.far.address());
+    pair.pool.locate(NodeId::of("c"), pair.far.address(), MemberState::Alive);
     let admitted = async {
         let incoming = pair.far.accept().await.expect("the endpoint is open");
         pair.far.admit(incoming).await
