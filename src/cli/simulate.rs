@@ -10,7 +10,7 @@ use std::{
 
 use clap::Subcommand;
 use smg_sim::{
-    KeptSeed, Outcome, Plan, Reached, Shape,
+    Outcome, Plan, Reached, Shape, kept_plans,
     measure::{Case, Effort, Question, Sample, quantile},
 };
 
@@ -144,11 +144,11 @@ impl Tally {
 
 fn check(args: &Check) -> Result<(), Failure> {
     let begun = Instant::now();
-    let kept = KeptSeed::all();
+    let kept = kept_plans();
     let next = AtomicU64::new(0);
     let job = |number: u64| -> Option<Plan> {
         if let Some(kept) = usize::try_from(number).ok().and_then(|number| kept.get(number)) {
-            return Some(kept.plan());
+            return Some(kept.clone());
         }
         let number = number - kept.len() as u64;
         let is_over = match args.seeds {

@@ -2,7 +2,7 @@
 //!
 //! One seed makes one [`Plan`] ([`Shape::plan`]), which is data; one plan makes one run ([`run()`]), whatever the machine. A run has
 //! faults first and a healed end: promises of safety are checked while it goes, those of liveness at its end. A plan that fails is
-//! made smaller ([`shrink()`]), and its seed is kept in `seeds.txt` for ever.
+//! made smaller ([`shrink()`]) and kept in `seeds.txt` for ever.
 //!
 //! The network is a model of QUIC connections, with delays as measured on real ones; the nodes are the real state machines.
 //! Measurements ([`measure`]) use the same world without the checks.
@@ -36,7 +36,7 @@ pub use judge::{Promise, Violation};
 pub use plan::{Ask, DiskFate, Fault, Harm, Health, Links, Operation, Pace, Plan};
 pub use reached::{Mark, Reached};
 pub use run::{Outcome, repeat, run, run_with};
-pub use seeds::KeptSeed;
+pub use seeds::kept_plans;
 pub use shrink::shrink;
 pub use subject::Defect;
 pub use swarm::Shape;

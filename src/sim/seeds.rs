@@ -1,38 +1,25 @@
-//! Seeds that once found something: they run for ever.
+//! Plans that once found something: they run for ever.
 
 use crate::{plan::Plan, swarm::Shape};
 
 const KEPT: &str = include_str!("seeds.txt");
 
-/// A seed and the size of its plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeptSeed {
-    /// The seed.
-    pub seed: u64,
-    /// Nodes and length.
-    pub shape: Shape,
+/// Every plan that is kept. What a seed means changes with the swarm it is drawn from, so that a plan which was made small is kept as it is.
+pub fn kept_plans() -> Vec<Plan> {
+    KEPT.lines().filter_map(parse).collect()
 }
 
-impl KeptSeed {
-    /// Every seed that is kept.
-    pub fn all() -> Vec<Self> {
-        KEPT.lines().filter_map(Self::parse).collect()
+/// A line is a plan in JSON, or `seed nodes seconds` and a comment; a line that begins with `#` says what was wrong.
+fn parse(line: &str) -> Option<Plan> {
+    if line.starts_with('{') {
+        return serde_json::from_str(line).ok().filter(Plan::is_sound);
     }
-
-    /// Its plan.
-    pub fn plan(self) -> Plan {
-        self.shape.plan(self.seed)
-    }
-
-    /// A line is `seed nodes seconds`, then a comment with the cause.
-    fn parse(line: &str) -> Option<Self> {
-        let line = line.split('#').next()?;
-        let mut words = line.split_whitespace();
-        let seed = words.next()?.parse().ok()?;
-        let nodes = words.next()?.parse().ok()?;
-        let seconds = words.next()?.parse().ok()?;
-        Some(Self { seed, shape: Shape { nodes, seconds } })
-    }
+    let line = line.split('#').next()?;
+    let mut words = line.split_whitespace();
+    let seed = words.next()?.parse().ok()?;
+    let nodes = words.next()?.parse().ok()?;
+    let seconds = words.next()?.parse().ok()?;
+    Some(Shape { nodes, seconds }.plan(seed))
 }
 
 #[cfg(test)]
@@ -40,8 +27,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_line_that_is_no_comment_is_a_seed() {
+    fn every_line_that_is_no_comment_is_a_plan() {
         let lines = KEPT.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')).count();
-        assert_eq!(KeptSeed::all().len(), lines);
+        assert_eq!(kept_plans().len(), lines);
     }
 }

@@ -1,7 +1,7 @@
 //! The promises, over seeds; and proof that the checks can see.
 
 use crate::{
-    Defect, Fault, Harm, KeptSeed, Mark, Outcome, Plan, Promise, Reached, Shape, repeat, run, run_with, shrink,
+    Defect, Fault, Harm, Mark, Outcome, Plan, Promise, Reached, Shape, kept_plans, repeat, run, run_with, shrink,
 };
 
 const SHAPE: Shape = Shape { nodes: 5, seconds: 120 };
@@ -33,9 +33,9 @@ fn clusters_of_other_sizes_keep_them_too() {
 }
 
 #[test]
-fn seeds_that_found_something_stay_quiet() {
-    for kept in KeptSeed::all() {
-        assert_kept(kept.seed, &run(&kept.plan()));
+fn plans_that_found_something_stay_quiet() {
+    for plan in kept_plans() {
+        assert_kept(plan.seed, &run(&plan));
     }
 }
 
