@@ -4,13 +4,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use smg_base::{Timestamp, WorkerId};
 use smg_mesh_proto::{
-    Digest, Kind, Ledger, Member, MemberState, NodeId, PlaneStatus, Status, Verdict, Vote, WorkerRow,
+    Digest, Kind, LaneStatus, Ledger, Member, MemberState, NodeId, PlaneStatus, Status, Verdict, Vote, WorkerRow,
 };
 
 use crate::{
     faults::revoked_key,
     judge::{Expected, Promise},
-    plan::Harm,
+    plan::{DiskFate, Harm},
     process::worker,
     reached::Mark,
     workload::config_key,
@@ -31,8 +31,8 @@ const UNEQUAL_MAX: Duration = Duration::from_secs(3);
 const TWIN_WITHIN: Duration = Duration::from_secs(5);
 /// Frames a node may send in a second, per other node: more is a storm.
 const FRAMES_PER_PEER_MAX: u64 = 400;
-/// Tombstones in all lanes of one node that may stay when all is quiet.
-const TOMBSTONES_MAX: usize = 4_096;
+/// Tombstones that may stay in a lane when all is quiet, if it has not more live entries.
+const TOMBSTONES_MAX: usize = 1_024;
 
 /// A version vector: writers, epochs and versions.
 type Vector = Vec<(NodeId, u64, u64)>;
@@ -117,9 +117,11 @@ impl World {
 
     /// Two nodes with the same version vector have the same digest.
     fn check_same_digests(&mut self, views: &[View]) {
-        // Two processes of one name write one lane: who holds which is known once all have met.
+        // A writer that forgot what it had said, or another of its name, says something else under the same number, until all have
+        // met and know.
         let settled = Timestamp::ORIGIN + self.plan.chaos() + SETTLED;
-        if self.now < settled && self.plan.has(|harm| matches!(harm, Harm::Twin { .. })) {
+        let forgets = |harm: &Harm| matches!(harm, Harm::Crash { disk: DiskFate::Old | DiskFate::Wiped, .. });
+        if self.now < settled && self.plan.has(|harm| forgets(harm) || matches!(harm, Harm::Twin { .. })) {
             return;
         }
         let mut digests: BTreeMap<(Kind, Vector), (usize, Digest)> = BTreeMap::new();
@@ -221,7 +223,9 @@ impl World {
                 let votes = process.is_some_and(|process| process.votes.contains_key(&number));
                 truth == Vote::Up && votes && now.since(found) >= SICK_LAG
             };
-            let Some(witness) = calm.iter().find(well).filter(|_| self.is_free_of_sickness(number)) else { continue };
+            // A worker that has just come has not been voted on everywhere.
+            let is_known = now.since(self.judge.workers[number].touched) >= SETTLED && self.is_free_of_sickness(number);
+            let Some(witness) = calm.iter().find(well).filter(|_| is_known) else { continue };
             let is_met = |view: &&&View| {
                 let node = self.places[witness.place].id;
                 view.status.members.iter().any(|member| member.node == node && member.connected)
@@ -295,11 +299,17 @@ impl World {
                 self.judge.blame(self.now, Promise::Bounded, format!("n{place} has {open} connections"));
             }
         }
+        if self.now < Timestamp::ORIGIN + self.plan.chaos() + WHOLE_WITHIN {
+            return;
+        }
         for view in views {
-            let lanes = view.status.planes.iter().flat_map(|plane| &plane.lanes);
-            let tombstones: usize = lanes.map(|lane| lane.tombstones).sum();
-            if tombstones > TOMBSTONES_MAX {
-                self.judge.blame(self.now, Promise::Bounded, format!("n{} has {tombstones} tombstones", view.place));
+            let mut lanes = view.status.planes.iter().flat_map(|plane| &plane.lanes);
+            // Others learn what was collected with the writer's next change.
+            let own = self.places[view.place].id;
+            let is_full = |lane: &&LaneStatus| lane.writer == own && lane.tombstones > TOMBSTONES_MAX.max(lane.entries);
+            if let Some(lane) = lanes.find(is_full) {
+                let what = format!("n{} keeps {} tombstones", view.place, lane.tombstones);
+                self.judge.blame(self.now, Promise::Bounded, what);
             }
         }
     }

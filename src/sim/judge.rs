@@ -81,6 +81,8 @@ pub(crate) struct History {
     pub(crate) expected: Expected,
     /// When something was last asked of it, or answered.
     pub(crate) touched: Timestamp,
+    /// How often anything was asked of it.
+    pub(crate) asked: u64,
     /// How often something was asked against it: an add that was asked before does not make it present.
     pub(crate) against: u64,
     /// Whether it was ever asked to be removed: then a declaration need not bring it back.
@@ -109,6 +111,8 @@ pub(crate) struct Waiting {
     pub(crate) saw_declaration: bool,
     /// Of a removal: whether the node saw all that anybody had asserted.
     pub(crate) saw_everything: bool,
+    /// [`History::asked`] when it was asked.
+    pub(crate) asked: u64,
 }
 
 /// A write to a key of shared configuration.

@@ -80,6 +80,7 @@ impl World {
     fn declare(&mut self, place: usize, number: usize) {
         let history = &mut self.judge.workers[number];
         history.touched = self.now;
+        history.asked += 1;
         if matches!(history.expected, Expected::Absent { .. } | Expected::Gone) {
             if history.is_declaration_removed {
                 self.reached.mark(Mark::DeclaredStaysRemoved);
@@ -96,6 +97,7 @@ impl World {
             against: history.against,
             saw_declaration: false,
             saw_everything: false,
+            asked: 0,
         };
         let ticket = self.judge.ticket(waiting);
         let op = Op::AddWorker { worker: worker(number), spec: declared_spec(number), declared: true };
@@ -113,11 +115,13 @@ impl World {
             against: 0,
             saw_declaration: false,
             saw_everything: false,
+            asked: 0,
         };
         match ask {
             Ask::Add { worker } => {
                 let history = &mut self.judge.workers[worker];
                 history.touched = self.now;
+                history.asked += 1;
                 if matches!(history.expected, Expected::Absent { .. } | Expected::Gone) {
                     history.expected = Expected::Open;
                 }
@@ -135,6 +139,8 @@ impl World {
                 waiting.saw_everything = matches!(ask, Ask::Remove { .. }) && self.is_known_to_all(number);
                 let history = &mut self.judge.workers[number];
                 history.touched = self.now;
+                history.asked += 1;
+                waiting.asked = history.asked;
                 history.against += 1;
                 waiting.against = history.against;
                 history.is_removal_asked |= matches!(ask, Ask::Remove { .. });
@@ -372,7 +378,7 @@ impl World {
                 let history = &mut self.judge.workers[worker];
                 history.touched = now;
                 history.is_declaration_removed |= waiting.saw_declaration;
-                if waiting.saw_everything && history.against == waiting.against && !is_waited_for {
+                if waiting.saw_everything && history.asked == waiting.asked && !is_waited_for {
                     history.expected = Expected::Gone;
                 }
             }
