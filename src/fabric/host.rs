@@ -2,16 +2,18 @@
 
 use std::{
     ffi::OsStr,
-    fs::File,
+    fs::{self, File},
     io,
     marker::PhantomData,
     net::Ipv4Addr,
+    path::PathBuf,
     process::{Child, Command},
     sync::{
         Arc,
         mpsc::{SyncSender, sync_channel},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use tun_rs::SyncDevice;
@@ -88,9 +90,17 @@ impl Host {
         command
     }
 
-    /// Starts a process on this host. The process has the id that the child tells.
+    /// Starts a process on this host. The process has the id that the child tells; when this returns, it runs, and
+    /// dies with the host.
     pub fn spawn(&self, mut command: Command) -> io::Result<Child> {
-        self.run(move || command.spawn())
+        let child = self.run(move || command.spawn())?;
+        // Before the tether has become the program, it may not have asked for its signal yet.
+        let program = PathBuf::from(format!("/proc/{}/exe", child.id()));
+        let patience = Instant::now() + TETHER_PATIENCE;
+        while Instant::now() < patience && fs::read_link(&program).is_ok_and(|program| program.ends_with(TETHER)) {
+            thread::yield_now();
+        }
+        Ok(child)
     }
 
     /// Runs `job` on this host's thread and waits for it.
@@ -121,3 +131,6 @@ impl Drop for Entered {
 
 /// Of util-linux: asks for a signal at the death of the parent, then becomes the program.
 pub(crate) const TETHER: &str = "setpriv";
+
+/// How long it may take for that.
+const TETHER_PATIENCE: Duration = Duration::from_secs(10);
