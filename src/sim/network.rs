@@ -313,20 +313,27 @@ impl Network {
 
     /// Looks at every connection again after links or processes changed.
     pub(crate) fn refresh(&mut self, now: Timestamp, agenda: &mut Agenda, reached: &mut Reached) {
-        let mut dead = Vec::new();
         for connection in self.live.iter().copied().collect::<Vec<_>>() {
-            let states = [0, 1].map(|side| self.connections[connection].ends[side].state);
-            if states == [EndState::Closed; 2] {
-                dead.push(connection);
-                continue;
-            }
-            for side in [0, 1].into_iter().filter(|side| states[*side] != EndState::Closed) {
-                self.refresh_side(now, Side { connection, side }, agenda, reached);
-            }
+            self.refresh_one(now, connection, agenda, reached);
         }
-        dead.iter().for_each(|connection| {
-            self.live.remove(connection);
-        });
+    }
+
+    /// Looks at a connection again after one of its sides changed.
+    pub(crate) fn refresh_one(
+        &mut self,
+        now: Timestamp,
+        connection: usize,
+        agenda: &mut Agenda,
+        reached: &mut Reached,
+    ) {
+        let states = [0, 1].map(|side| self.connections[connection].ends[side].state);
+        if states == [EndState::Closed; 2] {
+            self.live.remove(&connection);
+            return;
+        }
+        for side in [0, 1].into_iter().filter(|side| states[*side] != EndState::Closed) {
+            self.refresh_side(now, Side { connection, side }, agenda, reached);
+        }
     }
 
     fn refresh_side(&mut self, now: Timestamp, at: Side, agenda: &mut Agenda, reached: &mut Reached) {

@@ -302,7 +302,7 @@ impl World {
                 if self.network.is_open(side) {
                     self.closing(place, side, code);
                     self.network.close(self.now, side, code, &mut self.agenda);
-                    self.network.refresh(self.now, &mut self.agenda, &mut self.reached);
+                    self.network.refresh_one(self.now, side.connection, &mut self.agenda, &mut self.reached);
                     self.work.push_back((place, Input::Disconnected { connection, gone: Gone::Closed(code) }));
                 }
             }
@@ -387,7 +387,7 @@ impl World {
         let side = Side { connection, side: 1 };
         let dialler = &self.places[self.network.peer(side)];
         let (peer, address) = (dialler.id, dialler.address);
-        self.network.refresh(self.now, &mut self.agenda, &mut self.reached);
+        self.network.refresh_one(self.now, connection, &mut self.agenda, &mut self.reached);
         self.give(place, Input::Connected { connection: side.id(), peer, address, direction: Direction::Accepted });
     }
 
@@ -395,7 +395,7 @@ impl World {
         if !self.network.end(side, &gone) {
             return;
         }
-        self.network.refresh(self.now, &mut self.agenda, &mut self.reached);
+        self.network.refresh_one(self.now, side.connection, &mut self.agenda, &mut self.reached);
         self.give(self.network.place(side), Input::Disconnected { connection: side.id(), gone });
     }
 
