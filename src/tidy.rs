@@ -129,7 +129,7 @@ const FUNCTION_LINES_MAX: usize = 100;
 const PARAMETERS_MAX: usize = 6;
 const CRATE_LINES_MAX: usize = 8_000;
 /// Packages in `Cargo.lock`, ours included: each one is built, read by licence checks, and trusted.
-const LOCKED_PACKAGES_MAX: usize = 400;
+const LOCKED_PACKAGES_MAX: usize = 365;
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Module names that say nothing about what is inside.
@@ -281,14 +281,15 @@ fn the_lock_file_stays_small() {
 fn files_functions_and_crates_stay_short() {
     let mut offences = Offences::default();
     for package in packages() {
-        let mut crate_lines = 0;
+        let (mut crate_lines, mut test_lines) = (0, 0);
         for file in package.sources() {
             let place = relative(&file.path);
             let lines = file.production.lines().filter(|line| !line.trim().is_empty()).count();
-            // Files of tests, scenarios among them, are of no weight to the crates that build on this one.
+            // Files of tests, scenarios among them, are of no weight to the crates that build on this one: they have a bound of
+            // their own.
             let is_test =
                 place.starts_with("cluster-tests/") || place.contains("/tests/") || place.ends_with("tests.rs");
-            crate_lines += if is_test { 0 } else { lines };
+            *(if is_test { &mut test_lines } else { &mut crate_lines }) += lines;
             let long = file.production_lines();
             if long > FILE_LINES_MAX && row(LONG_FILES, &place).is_none() {
                 offences.add(&file.path, format!("{long} lines outside tests, more than {FILE_LINES_MAX}"));
@@ -299,6 +300,9 @@ fn files_functions_and_crates_stay_short() {
         }
         if crate_lines > CRATE_LINES_MAX {
             offences.add(&package.manifest, format!("{crate_lines} lines of code, more than {CRATE_LINES_MAX}"));
+        }
+        if test_lines > CRATE_LINES_MAX {
+            offences.add(&package.manifest, format!("{test_lines} lines of tests, more than {CRATE_LINES_MAX}"));
         }
     }
     offences.none();

@@ -20,6 +20,6 @@ pub(crate) use gateway::{Gateway, free_port};
 pub(crate) use http2::Http2;
 pub(crate) use lab::{Engine, Lab, new_token, skipped};
 pub(crate) use load::{Load, Miss, Plan, Replay, Tally};
-pub(crate) use nodes::{Node, agreed, formed, lost, serving_all};
+pub(crate) use nodes::{Node, agreed, formed, launched, lost, serving_all};
 pub(crate) use raw::{RawAnswer, RawEngine};
 pub(crate) use wait::{PATIENCE, settled, stays, took, wait_for, within};

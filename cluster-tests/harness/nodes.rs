@@ -232,6 +232,17 @@ impl DerefMut for Node {
     }
 }
 
+/// Launches `nodes`, and waits until they are one mesh.
+pub(crate) async fn launched(nodes: &mut [Node]) {
+    for node in &mut *nodes {
+        node.launch();
+    }
+    for node in &mut *nodes {
+        node.answers().await;
+    }
+    formed(&nodes.iter().collect::<Vec<_>>()).await;
+}
+
 /// Waits until each of `nodes` takes exactly `nodes` for living; how long that took.
 pub(crate) async fn formed(nodes: &[&Node]) -> Duration {
     let names: BTreeSet<String> = nodes.iter().map(|node| node.name.clone()).collect();

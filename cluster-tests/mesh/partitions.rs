@@ -7,7 +7,7 @@ use std::{
 
 use smg_fabric::{Host, Rules};
 
-use crate::harness::{Engine, Lab, Load, Node, Plan, Replay, agreed, formed, lost, serving_all, stays, took};
+use crate::harness::{Engine, Lab, Load, Node, Plan, Replay, agreed, formed, launched, lost, serving_all, stays, took};
 
 /// Starts `count` nodes that know `engines`, and waits until each serves from all of them.
 async fn mesh(lab: &Lab, count: usize, engines: &[&Engine]) -> Vec<Node> {
@@ -16,14 +16,9 @@ async fn mesh(lab: &Lab, count: usize, engines: &[&Engine]) -> Vec<Node> {
     for node in &mut nodes {
         // A stream that a split has swallowed is given up after a second and, as its sender allows, tried elsewhere.
         node.tell(&[&["--first-token-timeout", "1s", "--worker-urls"], &urls[..]].concat());
-        node.launch();
     }
-    for node in &mut nodes {
-        node.answers().await;
-    }
-    let all: Vec<&Node> = nodes.iter().collect();
-    formed(&all).await;
-    serving_all(&all, &urls).await;
+    launched(&mut nodes).await;
+    serving_all(&nodes.iter().collect::<Vec<_>>(), &urls).await;
     nodes
 }
 

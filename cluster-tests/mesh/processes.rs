@@ -9,7 +9,9 @@ use std::{
 use serde_json::json;
 use smg_mock_worker::{Config, Limits};
 
-use crate::harness::{Engine, Lab, Load, Node, Plan, Replay, agreed, formed, lost, serving_all, skipped, stays, took};
+use crate::harness::{
+    Engine, Lab, Load, Node, Plan, Replay, agreed, formed, launched, lost, serving_all, skipped, stays, took,
+};
 
 /// Engines whose ledgers forget nothing, and who do not hang up on connections that rest.
 fn engines(lab: &Lab, count: usize) -> Vec<Engine> {
@@ -29,14 +31,9 @@ async fn mesh(lab: &Lab, count: usize, engines: &[Engine], flags: &[&str]) -> Ve
         node.flags.clear();
         node.tell(flags);
         node.tell(&[&["--worker-urls"], &urls[..]].concat());
-        node.launch();
     }
-    for node in &mut nodes {
-        node.answers().await;
-    }
-    let all: Vec<&Node> = nodes.iter().collect();
-    formed(&all).await;
-    serving_all(&all, &urls).await;
+    launched(&mut nodes).await;
+    serving_all(&nodes.iter().collect::<Vec<_>>(), &urls).await;
     nodes
 }
 

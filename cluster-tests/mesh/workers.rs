@@ -10,7 +10,7 @@ use smg_mock_worker::Outcome;
 use tokio::task::JoinSet;
 
 use crate::harness::{
-    Engine, Lab, Node, Piece, Stream, agreed, ask, formed, lost, on, serving, serving_all, stays, took,
+    Engine, Lab, Node, Piece, Stream, agreed, ask, formed, launched, lost, on, serving, serving_all, stays, took,
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -19,12 +19,8 @@ async fn started(lab: &Lab, count: usize, flags: &[&str]) -> Vec<Node> {
     let mut nodes = lab.nodes(count);
     for node in &mut nodes {
         node.tell(flags);
-        node.launch();
     }
-    for node in &mut nodes {
-        node.answers().await;
-    }
-    formed(&nodes.iter().collect::<Vec<_>>()).await;
+    launched(&mut nodes).await;
     nodes
 }
 
