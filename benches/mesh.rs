@@ -264,7 +264,7 @@ fn applied() -> Table {
             cluster.run_for(Duration::from_millis(10));
             written += started.elapsed();
             let held = cluster.held.take().unwrap_or_default();
-            if held.is_empty() && shown(&cluster.nodes[0], cluster.now) == shown(&cluster.nodes[1], cluster.now) {
+            if held.is_empty() && shown(&cluster.nodes[0]) == shown(&cluster.nodes[1]) {
                 break;
             }
             let started = Instant::now();
@@ -274,7 +274,7 @@ fn applied() -> Table {
             applied += started.elapsed();
         }
         assert!(
-            cluster.nodes[0].status(cluster.now).digest == cluster.nodes[1].status(cluster.now).digest,
+            cluster.nodes[0].status().digest == cluster.nodes[1].status().digest,
             "both know the same"
         );
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
@@ -289,8 +289,8 @@ fn applied() -> Table {
     table
 }
 
-fn shown(node: &Mesh, now: Timestamp) -> u128 {
-    node.status(now).digest.0
+fn shown(node: &Mesh) -> u128 {
+    node.status().digest.0
 }
 
 /// Bytes of this process that are in memory.

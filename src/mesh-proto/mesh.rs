@@ -72,7 +72,7 @@ impl Mesh {
                 Phase::Leaving { .. } | Phase::Gone => refuse_write(ticket, out),
                 Phase::Joining | Phase::Alone | Phase::Joined => self.replica.write(now, ticket, op),
             },
-            Input::Persisted { sequence } => self.replica.persisted(now, sequence),
+            Input::Persisted { sequence } => self.replica.persisted(sequence),
             Input::Leave => self.leave(now),
             Input::Tick => self.membership.tick(now),
         }
@@ -94,7 +94,7 @@ impl Mesh {
     }
 
     /// Everything that operators are told.
-    pub fn status(&self, _now: Timestamp) -> Status {
+    pub fn status(&self) -> Status {
         Status {
             node: self.me,
             cluster: self.config.cluster.clone(),
@@ -177,7 +177,7 @@ impl Mesh {
                 out.push(output);
             }
             Effect::Boot(boot) => self.replica.set_boot(boot),
-            Effect::Told { peer, holds } => self.replica.told(now, peer, holds),
+            Effect::Told(holds) => self.replica.told(holds),
             Effect::Up(peer) => self.replica.session_up(now, peer),
             Effect::Down(peer) => self.replica.session_down(now, peer),
             Effect::Alive { node, alive } => self.replica.set_alive(now, node, alive),

@@ -371,7 +371,7 @@ impl Work {
                 self.feed(Input::Write { ticket: Some(ticket), op });
             }
             // Whoever asked may have given up.
-            Command::Status(sender) => drop(sender.send(self.proto.status(self.clock.now()))),
+            Command::Status(sender) => drop(sender.send(self.proto.status())),
             Command::RelayCandidates(peers) => self.feed(Input::RelayCandidates(peers)),
             Command::ForwardFailed(peer) => self.feed(Input::ForwardFailed { peer }),
             Command::Leave(done) => {
@@ -508,7 +508,7 @@ impl Work {
         self.relay.sweep();
         self.metrics.expiry.set(self.endpoint.expires());
         if round.is_multiple_of(OBSERVE_EVERY) {
-            self.metrics.observe(&self.proto.status(self.clock.now()));
+            self.metrics.observe(&self.proto.status());
         }
     }
 

@@ -107,7 +107,7 @@ impl Mesh {
             mailbox: Arc::clone(&mailbox),
             sealing,
             relay: Arc::clone(&relay),
-            last: ArcSwap::from_pointee(proto.status(now)),
+            last: ArcSwap::from_pointee(proto.status()),
             metrics: metrics.clone(),
         };
         let sources = discover::sources(&config);

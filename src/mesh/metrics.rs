@@ -41,6 +41,14 @@ impl Metrics {
     /// Registers them.
     pub(crate) fn new(registrar: &Registrar) -> Self {
         let counters = |name, help, labels: &[&str]| registrar.counter_vec(name, help, labels);
+        // Shown as zero by a node that has not met anybody.
+        let both_ways = |name, help| {
+            let counters = counters(name, help, &["direction"]);
+            for direction in ["sent", "received"] {
+                counters.with_label_values(&[direction]);
+            }
+            counters
+        };
         let gauges = |name, help, labels: &[&str]| registrar.gauge_vec(name, help, labels);
         let relays = gauges("smg_mesh_relay_streams", "Relayed requests under way, by who sent them.", &["direction"]);
         Self {
@@ -81,15 +89,13 @@ impl Metrics {
             joined: registrar.gauge("smg_mesh_joined", "Whether the node has joined and knows what its peers know."),
             frame_bytes: counters("smg_mesh_frame_bytes_total", "Bytes of frames.", &["class", "direction"]),
             frames: counters("smg_mesh_frames_total", "Frames.", &["class", "direction"]),
-            wire_bytes: counters(
+            wire_bytes: both_ways(
                 "smg_mesh_wire_bytes_total",
                 "UDP payload of the connections of the mesh, relayed requests excluded.",
-                &["direction"],
             ),
-            wire_datagrams: counters(
+            wire_datagrams: both_ways(
                 "smg_mesh_wire_datagrams_total",
                 "UDP datagrams of the connections of the mesh, relayed requests excluded.",
-                &["direction"],
             ),
             rtt: registrar.float_gauge_vec("smg_mesh_rtt_seconds", "Round trip time to a peer.", &["peer"]),
             loss: registrar.float_gauge_vec(

@@ -52,7 +52,7 @@ impl World {
             .filter_map(|place| {
                 let process = self.places[place].process.as_ref().filter(|process| process.joined.is_some())?;
                 let mesh = process.subject.mesh();
-                Some(View { place, status: mesh.status(process.local(self.now)), workers: mesh.workers() })
+                Some(View { place, status: mesh.status(), workers: mesh.workers() })
             })
             .collect()
     }
@@ -376,7 +376,7 @@ impl World {
     /// What a process knows, in short.
     fn describe(&self, place: usize) -> String {
         let Some(process) = self.places[place].process.as_ref() else { return "does not run".to_owned() };
-        let status = process.subject.mesh().status(process.local(self.now));
+        let status = process.subject.mesh().status();
         let member = |member: &Arc<Member>| {
             let connected = if member.connected { "connected" } else { "-" };
             format!("{:?} {:?} boot {} {connected}", member.node, member.state, member.boot)

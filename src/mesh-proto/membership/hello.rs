@@ -55,7 +55,7 @@ impl Membership {
             if holds.boot > own || (holds.boot == own && anothers) {
                 self.outbid(now, holds.boot);
             }
-            self.effects.push(Effect::Told { peer, holds });
+            self.effects.push(Effect::Told(holds));
         }
         match self.sessions.with(peer) {
             None => self.stand(now, id, CloseCode::Other),

@@ -108,10 +108,8 @@ pub(crate) enum Effect {
     Output(Output),
     /// This run goes on under another boot number.
     Boot(u64),
-    Told {
-        peer: NodeId,
-        holds: Holds,
-    },
+    /// What a peer holds of this node's own lanes.
+    Told(Holds),
     Up(NodeId),
     Down(NodeId),
     Alive {

@@ -172,7 +172,7 @@ impl Replica {
     }
 
     /// A peer says what it holds of this node's lanes.
-    pub(crate) fn told(&mut self, _now: Timestamp, _peer: NodeId, holds: Holds) {
+    pub(crate) fn told(&mut self, holds: Holds) {
         self.told_epoch = self.told_epoch.max(holds.epoch);
     }
 

@@ -134,7 +134,7 @@ impl Net {
             let holds = self.node(other).holds(id(one));
             let boot = self.node(one).boot();
             if let Some(holds) = holds {
-                self.node(one).told(now, id(other), holds);
+                self.node(one).told(holds);
                 if holds.boot > boot {
                     self.node(one).set_boot(holds.boot + 1);
                 }
@@ -190,7 +190,6 @@ impl Net {
     }
 
     fn take(&mut self, index: usize, output: ReplicaOutput) {
-        let now = self.now;
         let node = self.nodes[index].as_mut().expect("it runs");
         match output {
             ReplicaOutput::Send { peer, bytes, .. } => {
@@ -205,7 +204,7 @@ impl Net {
             }
             ReplicaOutput::Persist(batch) => {
                 node.disk.extend(batch.records);
-                node.replica.persisted(now, batch.sequence);
+                node.replica.persisted(batch.sequence);
             }
             ReplicaOutput::Event(event) => node.events.push(event),
             ReplicaOutput::Info(_) => {}

@@ -85,7 +85,7 @@ impl Replica {
     }
 
     /// A batch is on disk.
-    pub(crate) fn persisted(&mut self, _now: Timestamp, sequence: u64) {
+    pub(crate) fn persisted(&mut self, sequence: u64) {
         self.writes.persisted = self.writes.persisted.max(sequence.min(self.writes.batch));
         self.resolve();
     }

@@ -214,7 +214,7 @@ impl Cluster {
     }
 
     pub(crate) fn member(&self, at: usize, other: usize) -> Option<Arc<Member>> {
-        self.mesh(at).status(self.now).members.into_iter().find(|member| member.node == self.id(other))
+        self.mesh(at).status().members.into_iter().find(|member| member.node == self.id(other))
     }
 
     pub(crate) fn state(&self, at: usize, other: usize) -> Option<MemberState> {
@@ -430,7 +430,7 @@ impl Cluster {
 
     fn picture(&self) -> String {
         let line = |at: usize| {
-            let members = self.mesh(at).status(self.now).members;
+            let members = self.mesh(at).status().members;
             let shown: Vec<String> = members
                 .iter()
                 .map(|member| {

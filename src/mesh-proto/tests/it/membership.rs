@@ -34,7 +34,7 @@ fn clusters_form_within_three_seconds() {
             });
             println!("{size} nodes, seed {seed}: {took:?}, {} bytes", cluster.bytes);
             cluster.until(secs(3), "a full mesh", |cluster| {
-                (0..size).all(|at| cluster.mesh(at).status(cluster.now).members.iter().all(|member| member.connected))
+                (0..size).all(|at| cluster.mesh(at).status().members.iter().all(|member| member.connected))
             });
             cluster.run(secs(10));
             assert!(cluster.all_see_all(), "{size} nodes, seed {seed}");
@@ -50,7 +50,7 @@ fn a_node_without_seeds_acts_alone_at_once() {
         cluster.nodes[0].seeds = seeds;
         cluster.start(0);
         assert_eq!(joined(&cluster, 0), Some(true));
-        let status = cluster.mesh(0).status(cluster.now);
+        let status = cluster.mesh(0).status();
         assert!(status.joined && status.alone);
         cluster.run(secs(60));
         assert!(!cluster.nodes[0].events.iter().any(|(_, event)| matches!(event, Event::Left)));
@@ -426,7 +426,7 @@ fn an_idle_cluster_says_little() {
 #[test]
 fn a_lossy_node_slows_its_probes_until_the_loss_is_over() {
     let mut cluster = Cluster::formed(4, 16);
-    let stretched = |cluster: &Cluster| cluster.mesh(0).status(cluster.now).stretched;
+    let stretched = |cluster: &Cluster| cluster.mesh(0).status().stretched;
     let links: Vec<_> = (1..4).map(|other| cluster.connection(0, other).expect("connected")).collect();
     let vitals = |cluster: &mut Cluster, loss: [f32; 3]| {
         for (connection, loss) in links.iter().zip(loss) {
