@@ -273,10 +273,7 @@ fn applied() -> Table {
             cluster.deliver();
             applied += started.elapsed();
         }
-        assert!(
-            cluster.nodes[0].status().digest == cluster.nodes[1].status().digest,
-            "both know the same"
-        );
+        assert!(cluster.nodes[0].status().digest == cluster.nodes[1].status().digest, "both know the same");
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
         let (count, bytes) = (WORKERS as f64, (cluster.sent_bytes - bytes) as f64);
         table.row(vec![
