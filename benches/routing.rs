@@ -14,7 +14,7 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 use smg_base::{Random, SplitMix, Timestamp, WorkerId, hash, map::StableMap};
 use smg_benches::{Table, nanos, nanos_once};
 use smg_fleet::{EngineLoad, Fleet, FleetConfig, HealthConfig, LoadGuard, Origin, Pool, Relaying, WorkerSpec};
-use smg_prefix::{CHUNK_BYTES, Chunker, Found, PrefixIndex, TextKey};
+use smg_prefix::{CHUNK_BYTES, Chunker, Found, PrefixIndex, PromptKey};
 use smg_routing::{Ask, Explanation, Policy, PolicyConfig, PolicyKind};
 
 const TEXT_BYTES: usize = 32 << 10;
@@ -73,10 +73,10 @@ impl Setting {
     }
 }
 
-fn ask<'a>(text: Option<&'a TextKey>, random: &'a dyn Random) -> Ask<'a> {
+fn ask<'a>(text: Option<&'a PromptKey>, random: &'a dyn Random) -> Ask<'a> {
     let input_tokens = text.map_or(8_192, |text| text.bytes as u64 / 4);
     Ask {
-        text,
+        prompt: text,
         input_tokens,
         routing_key: Some("user-4711"),
         target: None,
@@ -90,15 +90,15 @@ fn ask<'a>(text: Option<&'a TextKey>, random: &'a dyn Random) -> Ask<'a> {
 }
 
 /// A policy that knows every worker to hold the first quarter of the text, and one to hold all but its end.
-fn warm(kind: PolicyKind, pool: &Pool, text: &TextKey, random: &dyn Random) -> Policy {
+fn warm(kind: PolicyKind, pool: &Pool, text: &PromptKey, random: &dyn Random) -> Policy {
     let policy = Policy::new(kind, &PolicyConfig::default());
     let ask = ask(Some(text), random);
-    let part = |chunks: usize| TextKey { chunks: text.chunks[..chunks].to_vec(), ..text.clone() };
+    let part = |chunks: usize| PromptKey { chunks: text.chunks[..chunks].to_vec(), ..text.clone() };
     if policy.wants_text() && !text.chunks.is_empty() {
         for worker in &pool.workers {
-            policy.dispatched(worker, &Ask { text: Some(&part(text.chunks.len() / 4)), ..ask });
+            policy.dispatched(worker, &Ask { prompt: Some(&part(text.chunks.len() / 4)), ..ask });
         }
-        policy.dispatched(&pool.workers[0], &Ask { text: Some(&part(text.chunks.len() - 2)), ..ask });
+        policy.dispatched(&pool.workers[0], &Ask { prompt: Some(&part(text.chunks.len() - 2)), ..ask });
     }
     policy
 }

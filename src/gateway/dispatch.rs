@@ -247,7 +247,7 @@ fn choose(prepared: &Prepared, ask: &Ask<'_>, decision: &mut Explanation) -> Res
 fn ask<'a>(gateway: &'a Gateway, prepared: &'a Prepared, excluded: &'a [WorkerId], now: Timestamp) -> Ask<'a> {
     let hints = &prepared.hints;
     Ask {
-        text: hints.text.as_ref(),
+        prompt: hints.prompt.as_ref(),
         input_tokens: hints.input_tokens,
         routing_key: hints.routing_key.as_deref(),
         target: hints.target.as_deref(),

@@ -13,7 +13,7 @@ use smg_api::{
 use smg_base::{Timestamp, hash};
 use smg_fleet::{Pool, Relaying, Snapshot};
 use smg_infer::{Failure, FailureCode, Replay};
-use smg_prefix::TextKey;
+use smg_prefix::PromptKey;
 use smg_upstream::OutboundBody;
 
 use crate::{
@@ -61,7 +61,7 @@ pub(crate) enum Payload {
 /// What routing goes by.
 pub(crate) struct Hints {
     pub(crate) stream: bool,
-    pub(crate) text: Option<TextKey>,
+    pub(crate) prompt: Option<PromptKey>,
     pub(crate) input_tokens: u64,
     pub(crate) routing_key: Option<String>,
     pub(crate) target: Option<String>,
@@ -115,7 +115,7 @@ pub(crate) async fn prepare(
     let hide_usage = stream && settings.count_stream_usage && hop.is_none() && asks_for_usage(endpoint, &peek);
     let hints = Hints {
         stream,
-        text,
+        prompt: text,
         input_tokens,
         routing_key: edge::internal(&head.headers, "x-smg-routing-key").map(str::to_owned),
         target: edge::internal(&head.headers, "x-smg-target-worker").map(str::to_owned),
@@ -191,7 +191,7 @@ fn invalid(error: &peek::PeekError) -> Failure {
 }
 
 /// One reading of the body, with the text's blocks if the policy wants them.
-fn read<'a>(endpoint: Endpoint, body: &'a [u8], plan: &ModelPlan) -> Result<(Peek<'a>, Option<TextKey>), Failure> {
+fn read<'a>(endpoint: Endpoint, body: &'a [u8], plan: &ModelPlan) -> Result<(Peek<'a>, Option<PromptKey>), Failure> {
     let policy = &plan.policy;
     if !policy.wants_text() {
         let peek = peek::peek(endpoint, body, None).map_err(|error| invalid(&error))?;

@@ -195,7 +195,7 @@ impl Answering {
             predicted_tokens: self.routed.predicted_tokens,
             input_tokens: usage.as_ref().map(|usage| usage.input_tokens),
             cached_tokens: cached,
-            text_bytes: self.prepared.hints.text.as_ref().map_or(0, |text| text.bytes),
+            text_bytes: self.prepared.hints.prompt.as_ref().map_or(0, |text| text.bytes),
         };
         self.prepared.plan.policy.observed(&self.routed.worker, &seen);
         self.trail.usage(usage);

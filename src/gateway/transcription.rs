@@ -68,7 +68,7 @@ pub(crate) async fn prepare(
     let mut headers = head.headers;
     let hints = Hints {
         stream: false,
-        text: None,
+        prompt: None,
         input_tokens: 0,
         routing_key: edge::internal(&headers, "x-smg-routing-key").map(str::to_owned),
         target: edge::internal(&headers, "x-smg-target-worker").map(str::to_owned),

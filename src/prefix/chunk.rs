@@ -6,30 +6,49 @@ use smg_base::hash;
 /// prompts more closely but cost more to hash: see `benches/routing.rs`.
 pub const CHUNK_BYTES: usize = 512;
 
-/// How much text decides [`TextKey::head`] unless told otherwise: about 256 tokens.
+/// How much text decides [`PromptKey::head`] unless told otherwise: about 256 tokens.
 pub const HEAD_BYTES: usize = 1_024;
 
-/// The most chunks of one text that are followed; what comes after them counts in [`TextKey::bytes`] only.
+/// The most chunks of one text that are followed; what comes after them counts in [`PromptKey::bytes`] only.
 pub const CHUNKS_MAX: usize = 1 << 14;
 
 /// Room made for the hashes of a text at its first chunk: enough for 32 KiB without growing.
 const CHUNKS_EXPECTED: usize = 64;
 
-/// What is remembered of a text.
+/// Tokens in a chunk where tokens are known: eight blocks of sixteen, as many bytes as [`CHUNK_BYTES`].
+pub const CHUNK_TOKENS: usize = CHUNK_BYTES / TOKEN_BYTES;
+
+/// Bytes of a token's id as it is hashed: little-endian, so that all machines agree.
+pub const TOKEN_BYTES: usize = 4;
+
+/// What a prompt was cut from. Hashes of different spaces are never compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Space {
+    /// Its text.
+    #[default]
+    Text,
+    /// The ids of its tokens, which are also what engines report.
+    Tokens,
+}
+
+/// What is remembered of a prompt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TextKey {
-    /// One hash per whole chunk, each covering all the text up to the chunk's end. The incomplete chunk at the end of
-    /// the text has none, so that a longer text's hashes begin with a shorter one's.
+pub struct PromptKey {
+    /// What it was cut from.
+    pub space: Space,
+    /// One hash per whole chunk, each covering all of the prompt up to the chunk's end. The incomplete chunk at the end of
+    /// the prompt has none, so that a longer prompt's hashes begin with a shorter one's.
     pub chunks: Vec<u64>,
-    /// Hash of the first bytes ([`HEAD_BYTES`] unless set), or of all the text where it is shorter.
+    /// Hash of the first bytes ([`HEAD_BYTES`] unless set), or of all the prompt where it is shorter.
     pub head: u64,
-    /// Length of the text.
+    /// Length of the text, or [`TOKEN_BYTES`] for each token.
     pub bytes: usize,
 }
 
 /// Cuts text, given piece by piece, into chunks and hashes them. Where the pieces begin and end makes no difference.
 #[derive(Debug)]
 pub struct Chunker {
+    space: Space,
     chunk_bytes: usize,
     head_chunks: usize,
     chunks_max: usize,
@@ -45,6 +64,7 @@ impl Chunker {
     pub fn new(chunk_bytes: usize, salt: u64) -> Self {
         let chunk_bytes = chunk_bytes.max(1);
         Self {
+            space: Space::Text,
             chunk_bytes,
             head_chunks: HEAD_BYTES.div_ceil(chunk_bytes),
             chunks_max: CHUNKS_MAX,
@@ -55,7 +75,19 @@ impl Chunker {
         }
     }
 
-    /// Lets the first `bytes` of the text, rounded up to whole chunks, decide [`TextKey::head`].
+    /// A chunker for tokens, in chunks of [`CHUNK_TOKENS`].
+    pub fn of_tokens(salt: u64) -> Self {
+        Self { space: Space::Tokens, ..Self::new(CHUNK_TOKENS * TOKEN_BYTES, salt) }
+    }
+
+    /// Takes the next tokens.
+    pub fn push_tokens(&mut self, tokens: &[u32]) {
+        for token in tokens {
+            self.push(&token.to_le_bytes());
+        }
+    }
+
+    /// Lets the first `bytes` of the text, rounded up to whole chunks, decide [`PromptKey::head`].
     #[must_use]
     pub fn with_head_bytes(mut self, bytes: usize) -> Self {
         self.head_chunks = bytes.div_ceil(self.chunk_bytes).clamp(1, CHUNKS_MAX);
@@ -95,12 +127,12 @@ impl Chunker {
     }
 
     /// The key of all that was pushed.
-    pub fn finish(self) -> TextKey {
+    pub fn finish(self) -> PromptKey {
         let head = match self.chunks.get(self.head_chunks - 1) {
             Some(&head) => head,
             None => hash::stable64_seeded(&self.partial, self.link),
         };
-        TextKey { chunks: self.chunks, head, bytes: self.bytes }
+        PromptKey { space: self.space, chunks: self.chunks, head, bytes: self.bytes }
     }
 
     fn chain(&mut self, chunk: &[u8]) {
@@ -129,7 +161,7 @@ mod tests {
 
     use super::*;
 
-    fn key(text: &[u8]) -> TextKey {
+    fn key(text: &[u8]) -> PromptKey {
         let mut chunker = Chunker::new(16, 7);
         chunker.push(text);
         chunker.finish()

@@ -94,7 +94,7 @@ impl PrefixIndex {
         }
     }
 
-    /// How much of a text, given as [`crate::TextKey::chunks`], each of `workers` holds. Fastest if they come by ascending id.
+    /// How much of a text, given as [`crate::PromptKey::chunks`], each of `workers` holds. Fastest if they come by ascending id.
     pub fn lookup(&self, chunks: &[u64], workers: impl Iterator<Item = WorkerId>, found: &mut Found) {
         found.depths.clear();
         found.depths.resize(self.slots.load(Relaxed), 0);

@@ -12,11 +12,15 @@
 //!
 //! This crate does not know what a worker is beyond its id, nor what a prompt is beyond its text.
 
+mod change;
 mod chunk;
+mod event;
 mod index;
 mod ledger;
 mod recency;
 mod run;
 
-pub use chunk::{CHUNK_BYTES, CHUNKS_MAX, Chunker, HEAD_BYTES, TextKey};
+pub use change::{Change, Claim};
+pub use chunk::{CHUNK_BYTES, CHUNK_TOKENS, CHUNKS_MAX, Chunker, HEAD_BYTES, PromptKey, Space, TOKEN_BYTES};
+pub use event::{EngineHash, KvBatch, KvEvent, Namespace, Stored, Tier};
 pub use index::{Found, Held, IndexSize, PrefixIndex};

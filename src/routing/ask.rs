@@ -2,13 +2,13 @@
 
 use smg_base::{Random, Timestamp, WorkerId};
 use smg_fleet::{Offer, Relaying, Worker};
-use smg_prefix::TextKey;
+use smg_prefix::PromptKey;
 
 /// What a policy is told of a request.
 #[derive(Clone, Copy)]
 pub struct Ask<'a> {
-    /// The prompt's text, hashed by [`crate::Policy::chunker`]; absent where the policy does not want it.
-    pub text: Option<&'a TextKey>,
+    /// The prompt, hashed by [`crate::Policy::chunker`]; absent where the policy does not want it.
+    pub prompt: Option<&'a PromptKey>,
     /// The prompt's length in tokens, as far as known: see [`crate::Policy::tokens_of`].
     pub input_tokens: u64,
     /// The caller's `X-SMG-Routing-Key`.

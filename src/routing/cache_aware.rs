@@ -44,7 +44,7 @@ impl CacheAware {
     /// Chooses; leaves what it weighed in `costs`.
     pub(crate) fn pick(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>, costs: &mut Costs) -> Choice {
         let mut found = Found::default();
-        let chunks = ask.text.map_or(&[][..], |text| &text.chunks);
+        let chunks = ask.prompt.map_or(&[][..], |text| &text.chunks);
         if !chunks.is_empty() {
             self.index.lookup(chunks, candidates.iter().map(|candidate| candidate.id), &mut found);
         }
@@ -68,7 +68,7 @@ impl CacheAware {
 
     /// The request went to `worker`: its cache will hold the prompt.
     pub(crate) fn dispatched(&self, worker: &Worker, ask: &Ask<'_>, bytes_per_token: f64) {
-        if let Some(text) = ask.text.filter(|text| !text.chunks.is_empty()) {
+        if let Some(text) = ask.prompt.filter(|text| !text.chunks.is_empty()) {
             self.index.insert(worker.id, &text.chunks, self.capacity_chunks(worker, bytes_per_token));
         }
     }
@@ -83,7 +83,7 @@ impl CacheAware {
 
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     fn tokens_per_chunk(&self, ask: &Ask<'_>) -> f32 {
-        let bytes = ask.text.map_or(0, |text| text.bytes).max(1);
+        let bytes = ask.prompt.map_or(0, |text| text.bytes).max(1);
         ask.input_tokens as f32 * self.chunk_bytes as f32 / bytes as f32
     }
 

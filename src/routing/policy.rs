@@ -78,7 +78,7 @@ impl Policy {
         }
     }
 
-    /// Whether [`Ask::text`] makes a difference.
+    /// Whether [`Ask::prompt`] makes a difference.
     pub fn wants_text(&self) -> bool {
         matches!(self.kind, PolicyKind::CacheAware | PolicyKind::PrefixHash)
     }
@@ -295,7 +295,7 @@ impl Policy {
     /// The worker to which the prompt's beginning falls, or the next one that has no more than its part of the load
     /// (consistent hashing with bounded loads: Mirrokni, Thorup and Zadimoghaddam, 2018).
     fn prefix_hash(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) -> Choice {
-        let Some(text) = ask.text.filter(|text| text.bytes > 0) else {
+        let Some(text) = ask.prompt.filter(|text| text.bytes > 0) else {
             return consistent_hashing(candidates, ask);
         };
         let rendezvous = Rendezvous::new(text.head, candidates);
@@ -322,7 +322,7 @@ impl Policy {
         reason = "an estimate of a positive number"
     )]
     fn bytes_of(&self, ask: &Ask<'_>) -> u64 {
-        match ask.text {
+        match ask.prompt {
             Some(text) => text.bytes as u64,
             None => (ask.input_tokens as f64 * self.bytes_per_token.ratio()) as u64,
         }

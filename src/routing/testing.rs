@@ -54,7 +54,7 @@ impl Workers {
 /// A request that says nothing of itself.
 pub(crate) fn ask(random: &dyn Random) -> Ask<'_> {
     Ask {
-        text: None,
+        prompt: None,
         input_tokens: 0,
         routing_key: None,
         target: None,

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use smg_base::{Random, SplitMix, Timestamp};
 use smg_fleet::{LoadGuard, Pool};
-use smg_prefix::TextKey;
+use smg_prefix::PromptKey;
 use smg_routing::{Explanation, Policy, PolicyConfig, PolicyKind, Seen};
 
 use crate::support::{ask, fleet_with, key, pool, text, with_text};
@@ -42,8 +42,8 @@ struct Outcome {
 
 /// A prompt as the policy sees it, and as engines do.
 struct Prompt {
-    asked: TextKey,
-    blocks: TextKey,
+    asked: PromptKey,
+    blocks: PromptKey,
 }
 
 /// Conversations behind a few system prompts: each turn waits for a while and carries all before it.
@@ -67,7 +67,7 @@ fn requests(policy: &Policy, random: &SplitMix) -> Vec<(Timestamp, Prompt)> {
 
 impl Engine {
     /// Serves a prompt; says when its first token comes and how many tokens were cached.
-    fn prefill(&mut self, prompt: &TextKey, tokens: u64, now: Timestamp) -> (Timestamp, u64) {
+    fn prefill(&mut self, prompt: &PromptKey, tokens: u64, now: Timestamp) -> (Timestamp, u64) {
         let hit = prompt.chunks.iter().take_while(|block| self.cache.contains(block)).count();
         self.cache.retain(|block| !prompt.chunks.contains(block));
         self.cache.splice(0..0, prompt.chunks.iter().copied());

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use smg_base::{Random, Timestamp, WorkerId};
 use smg_fleet::{EngineProfile, Fleet, FleetConfig, HealthConfig, Origin, Outcome, Pool, Relaying, Worker, WorkerSpec};
-use smg_prefix::TextKey;
+use smg_prefix::PromptKey;
 use smg_routing::{Ask, Explanation, Policy, PolicyConfig, PolicyKind};
 
 pub(crate) fn at(seconds: u64) -> Timestamp {
@@ -62,7 +62,7 @@ pub(crate) fn policy(kind: PolicyKind) -> Policy {
 /// A request that says nothing of itself.
 pub(crate) fn ask(random: &dyn Random) -> Ask<'_> {
     Ask {
-        text: None,
+        prompt: None,
         input_tokens: 0,
         routing_key: None,
         target: None,
@@ -76,8 +76,8 @@ pub(crate) fn ask(random: &dyn Random) -> Ask<'_> {
 }
 
 /// The request's text and its length in tokens.
-pub(crate) fn with_text<'a>(ask: Ask<'a>, text: &'a TextKey) -> Ask<'a> {
-    Ask { text: Some(text), input_tokens: text.bytes as u64 / 4, ..ask }
+pub(crate) fn with_text<'a>(ask: Ask<'a>, text: &'a PromptKey) -> Ask<'a> {
+    Ask { prompt: Some(text), input_tokens: text.bytes as u64 / 4, ..ask }
 }
 
 /// `bytes` of text that differs from every other `name`'s from the first byte on.
@@ -85,7 +85,7 @@ pub(crate) fn text(name: u64, bytes: usize) -> Vec<u8> {
     format!("{name:016x} and so on. ").into_bytes().into_iter().cycle().take(bytes).collect()
 }
 
-pub(crate) fn key(policy: &Policy, texts: &[Vec<u8>]) -> TextKey {
+pub(crate) fn key(policy: &Policy, texts: &[Vec<u8>]) -> PromptKey {
     let mut chunker = policy.chunker(0);
     for text in texts {
         chunker.push(text);
