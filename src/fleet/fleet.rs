@@ -8,7 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 use smg_base::{ModelId, Timestamp, WorkerId};
 
 use crate::{
-    BreakerConfig, DirectPath, EngineLoad, EngineProfile, EngineSource, FleetError, HealthConfig, Origin, PeerLoad,
+    Bell, BreakerConfig, DirectPath, EngineLoad, EngineProfile, EngineSource, FleetError, HealthConfig, Origin, PeerLoad,
     ProbeDuty, Reach, Snapshot, Status, Worker, WorkerPatch, WorkerSpec, WorkerState, WorkerUrl, health::Draining,
 };
 
@@ -36,6 +36,8 @@ impl Default for FleetConfig {
 pub struct Fleet {
     snapshot: ArcSwap<Snapshot>,
     table: Mutex<Table>,
+    changed: Bell,
+    to_tell: Arc<Bell>,
 }
 
 /// What came of adding a worker.
@@ -72,15 +74,29 @@ pub struct Delta {
 impl Fleet {
     /// A fleet without workers.
     pub fn new(config: FleetConfig) -> Self {
+        let to_tell = Arc::new(Bell::default());
         let table = Table {
             config,
+            to_tell: Arc::clone(&to_tell),
             entries: BTreeMap::new(),
             aliases: BTreeMap::new(),
             declared: BTreeMap::new(),
             revision: 0,
             version: 0,
         };
-        Self { snapshot: ArcSwap::from_pointee(table.snapshot()), table: Mutex::new(table) }
+        let snapshot = ArcSwap::from_pointee(table.snapshot());
+        Self { snapshot, table: Mutex::new(table), changed: Bell::default(), to_tell }
+    }
+
+    /// Rings when other workers may be due to be probed than before, or be probed otherwise.
+    pub fn changed(&self) -> &Bell {
+        &self.changed
+    }
+
+    /// Rings when there may be something to tell other nodes of a worker: where there was nothing in flight, a request begins;
+    /// its engine has said something; this node thinks otherwise of it; workers come and go.
+    pub fn to_tell(&self) -> &Bell {
+        &self.to_tell
     }
 
     /// The fleet as it is now, for one request; neither waits nor allocates.
@@ -135,6 +151,7 @@ impl Fleet {
         if added.change != Change::Unchanged {
             self.publish(table);
         }
+        self.changed.ring();
         Ok(added)
     }
 
@@ -148,6 +165,7 @@ impl Fleet {
             entry.next_probe = Timestamp::ORIGIN;
         }
         state.set_reach(reach);
+        self.changed.ring();
     }
 
     /// Takes down what the other gateways have at a worker; nothing if it is not there.
@@ -333,6 +351,8 @@ impl Fleet {
     fn publish(&self, mut table: MutexGuard<'_, Table>) {
         table.version += 1;
         self.snapshot.store(Arc::new(table.snapshot()));
+        self.changed.ring();
+        self.to_tell.ring();
     }
 }
 
@@ -340,6 +360,7 @@ impl Fleet {
 #[derive(Debug)]
 pub(crate) struct Table {
     config: FleetConfig,
+    to_tell: Arc<Bell>,
     pub(crate) entries: BTreeMap<WorkerId, Entry>,
     aliases: BTreeMap<ModelId, ModelId>,
     /// What each origin listed last, whatever became of it since.
@@ -404,6 +425,7 @@ impl Table {
         let health = spec.health.over(&self.config.health);
         let breaker = spec.resilience.over(&self.config.breaker);
         let state = Arc::new(WorkerState::new(&health, breaker, now));
+        state.load.announce_to(&self.to_tell);
         let worker = Arc::new(Worker::new(id, spec, origin, health, state).revised(self.revision, None));
         self.entries.insert(id, Entry { worker: Arc::clone(&worker), next_probe: now, probes: 0 });
         Ok(worker)

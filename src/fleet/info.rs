@@ -75,6 +75,7 @@ impl From<&Worker> for WorkerInfo {
                 models: worker.models().to_vec(),
                 runtime_type: Some(worker.engine()),
                 api_key: None,
+                kv_events: worker.kv_events().cloned(),
                 ..worker.spec.clone()
             },
             has_api_key: worker.spec.api_key.is_some(),

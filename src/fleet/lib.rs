@@ -13,6 +13,7 @@
 //!
 //! What it deliberately does not know: HTTP, policies, how nodes of a cluster speak to each other.
 
+mod bell;
 mod breaker;
 mod budget;
 mod engine;
@@ -20,6 +21,7 @@ mod error;
 mod fleet;
 mod health;
 mod info;
+mod kv_events;
 mod load;
 mod model;
 mod path;
@@ -34,6 +36,7 @@ mod ticket;
 mod url;
 mod worker;
 
+pub use bell::Bell;
 pub use breaker::{Breaker, BreakerConfig, BreakerState, BreakerTransition, Outcome};
 pub use budget::{BudgetConfig, RetryBudget};
 pub use engine::{Engine, UnknownEngine};
@@ -41,6 +44,7 @@ pub use error::FleetError;
 pub use fleet::{Added, Change, Delta, Fleet, FleetConfig};
 pub use health::{Health, HealthConfig, ProbeFailure, Status, StatusChange};
 pub use info::{BreakerInfo, WorkerInfo};
+pub use kv_events::{KvEndpoint, KvEventsSpec};
 pub use load::{EngineLoad, Load, LoadGuard, PeerLoad};
 pub use model::ModelCard;
 pub use path::{ClusterVerdict, DirectPath, EngineSource, HealthVote, Path, ProbeDuty, Reach, Relaying, Via};

@@ -1,7 +1,7 @@
 //! How busy a worker is.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use smg_base::{Timestamp, map::StableMap};
 
-use crate::WorkerState;
+use crate::{Bell, WorkerState};
 
 /// What this gateway has sent to a worker and not yet got back, and what the worker's engine last said of itself.
 /// The counts change only through [`LoadGuard`]s, which give back exactly what they took.
@@ -25,6 +25,8 @@ pub struct Load {
     engine: EngineWords,
     keys_active: AtomicU32,
     keys: Mutex<StableMap<u64, u32>>,
+    /// Rung where there is something to tell other nodes after a silence.
+    to_tell: OnceLock<Arc<Bell>>,
 }
 
 /// What an engine says of its own load.
@@ -165,6 +167,7 @@ impl Load {
             .saturating_sub(self.in_flight())
             .saturating_sub(self.peers().requests);
         self.set_engine_heard(engine, foreign);
+        self.ring();
     }
 
     /// The same where another gateway asked the engine, and says how many requests came from none of them.
@@ -183,6 +186,19 @@ impl Load {
         self.engine.at.store(0, Ordering::Release);
         self.engine.foreign_kv.store(0, Ordering::Relaxed);
         self.engine.dispatched_tokens.store(0, Ordering::Relaxed);
+    }
+
+    /// Rings this bell from now on.
+    pub(crate) fn announce_to(&self, to_tell: &Arc<Bell>) {
+        // The load goes with its worker to the end, and so does the bell.
+        let _ = self.to_tell.set(Arc::clone(to_tell));
+    }
+
+    #[inline]
+    fn ring(&self) {
+        if let Some(to_tell) = self.to_tell.get() {
+            to_tell.ring();
+        }
     }
 
     fn take_key(&self, key: u64) {
@@ -239,10 +255,13 @@ impl LoadGuard {
     pub(crate) fn begin(state: Arc<WorkerState>, tokens: u64) -> Self {
         let tokens = tokens.min(TOKENS_MAX);
         let load = &state.load;
-        load.in_flight.fetch_add(1, Ordering::Relaxed);
+        let before = load.in_flight.fetch_add(1, Ordering::Relaxed);
         load.processed.fetch_add(1, Ordering::Relaxed);
         load.dispatched_tokens.fetch_add(tokens, Ordering::Relaxed);
         let own = load.pending_tokens.fetch_add(tokens, Ordering::Relaxed);
+        if before == 0 {
+            load.ring();
+        }
         let tokens_ahead = own.saturating_add(load.peers().pending_tokens);
         Self { state, tokens, tokens_ahead, stage: Stage::Prefill, key: None }
     }

@@ -38,7 +38,11 @@ impl Fleet {
         let mut table = self.table();
         let entry = table.entries.get_mut(&id).filter(|entry| entry.worker.revision == revision)?;
         let worker = &entry.worker;
+        let before = worker.vote();
         let change = worker.state.health.record(&worker.health, result, now);
+        if worker.vote() != before {
+            self.to_tell().ring();
+        }
         entry.probes += 1;
         entry.next_probe = now + entry.pause();
         change

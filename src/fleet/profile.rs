@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Engine, ModelCard};
+use crate::{Engine, KvEventsSpec, ModelCard};
 
 /// What detection found behind a worker's URL. The worker's specification wins where both say something.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,9 @@ pub struct EngineProfile {
     pub max_running_requests: Option<u32>,
     /// The paths it serves, if it says so.
     pub offers: Option<BTreeSet<String>>,
+    /// Where it tells what its KV cache holds, if it says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_events: Option<KvEventsSpec>,
 }
 
 /// Whether a worker serves a path.

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use smg_base::Secret;
 
-use crate::{BreakerConfig, Engine, FleetError, HealthConfig, ModelCard, WorkerUrl};
+use crate::{BreakerConfig, Engine, FleetError, HealthConfig, KvEventsSpec, ModelCard, WorkerUrl};
 
 /// A worker as flags, the configuration file or the admin API describe it. On the wire only `url` is required and
 /// unknown keys are refused; the key is read and never written.
@@ -46,6 +46,9 @@ pub struct WorkerSpec {
     pub health: HealthOverride,
     /// Where its breaker and retries differ from the gateway's.
     pub resilience: ResilienceOverride,
+    /// Where its engine tells what its KV cache holds; absent: ask the worker, and predict it where that does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_events: Option<KvEventsSpec>,
 }
 
 /// The part a worker plays in disaggregated serving.
@@ -297,6 +300,7 @@ impl WorkerSpec {
             max_running_requests: None,
             health: HealthOverride::default(),
             resilience: ResilienceOverride::default(),
+            kv_events: None,
         }
     }
 
@@ -326,6 +330,9 @@ impl WorkerSpec {
         require(is_path, "health.endpoint", "must be a path that starts with a slash")?;
         require(self.health.check_interval_secs != Some(0), "health.check_interval_secs", "must be at least 1")?;
         require(self.health.timeout_secs != Some(0), "health.timeout_secs", "must be at least 1")?;
+        if let Some(events) = &self.kv_events {
+            events.check(&self.url)?;
+        }
         Ok(self)
     }
 }
@@ -357,6 +364,7 @@ struct SpecWire {
     health: HealthOverride,
     #[serde(default)]
     resilience: ResilienceOverride,
+    kv_events: Option<KvEventsSpec>,
 
     bootstrap_port: Option<Value>,
     dp_base_url: Option<Value>,
@@ -418,6 +426,7 @@ impl TryFrom<SpecWire> for WorkerSpec {
             max_running_requests: wire.max_running_requests,
             health: wire.health,
             resilience: wire.resilience,
+            kv_events: wire.kv_events,
             ..plain
         }
         .checked()
@@ -482,6 +491,8 @@ mod tests {
         check(r#""health":{"check_interval_secs":0}"#, "check_interval_secs");
         check(r#""health":{"interval":1}"#, "interval");
         check(r#""runtime_type":"vlm""#, "vllm");
+        check(r#""kv_events":{"endpoint":"tcp://a"}"#, "kv_events.endpoint");
+        check(r#""kv_events":{"endpoint":"tcp://a:1","port":1}"#, "port");
         assert!(parse(r#"{"models":[]}"#).unwrap_err().contains("url"));
     }
 
@@ -503,7 +514,8 @@ mod tests {
         let mut spec = parse(
             r#"{"url":"http://a:1/x","models":[{"id":"m","aliases":["n"],"id2label":{"0":"no"}}],"labels":{"zone":"b"},
                 "runtime_type":"vllm","priority":7,"cost":2.5,"weight":0.5,"kv_capacity_tokens":1000,
-                "health":{"endpoint":"/ok"},"resilience":{"jitter_factor":0.5}}"#,
+                "health":{"endpoint":"/ok"},"resilience":{"jitter_factor":0.5},
+                "kv_events":{"endpoint":"tcp://*:5557","replay":"tcp://*:5567","topic":"kv","ranks":2}}"#,
         )
         .unwrap();
         let json = serde_json::to_string(&spec).unwrap();
@@ -512,6 +524,14 @@ mod tests {
         assert_eq!(toml::from_str(&toml), Ok(spec.clone()), "{toml}");
         spec.runtime_type = None;
         assert_eq!(parse(&serde_json::to_string(&spec).unwrap()), Ok(spec));
+    }
+
+    #[test]
+    fn what_is_not_said_of_events_is_not_written() {
+        let text = |spec: &str| serde_json::to_string(&parse(spec).unwrap()).unwrap();
+        assert!(!text(r#"{"url":"http://a:1"}"#).contains("kv_events"));
+        let plain = text(r#"{"url":"http://a:1","kv_events":{"endpoint":"tcp://*:5557"}}"#);
+        assert!(plain.ends_with(r#""kv_events":{"endpoint":"tcp://*:5557"}}"#), "{plain}");
     }
 
     #[test]

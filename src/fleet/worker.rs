@@ -6,8 +6,8 @@ use smg_base::{Timestamp, WorkerId};
 
 use crate::{
     Breaker, BreakerConfig, ClusterVerdict, DirectPath, Engine, EngineProfile, EngineSource, Health, HealthConfig,
-    HealthVote, Load, LoadGuard, ModelCard, Offer, Origin, Path, PeerLoad, Rates, Reach, Relaying, Status, Ticket, Via,
-    WorkerSpec, path::Paths,
+    HealthVote, KvEventsSpec, Load, LoadGuard, ModelCard, Offer, Origin, Path, PeerLoad, Rates, Reach, Relaying,
+    Status, Ticket, Via, WorkerSpec, path::Paths,
 };
 
 /// One revision of a worker: what was said of it and found out about it, and the state it shares with its other
@@ -161,6 +161,11 @@ impl Worker {
     /// How many tokens its KV cache holds.
     pub fn kv_capacity_tokens(&self) -> Option<u64> {
         self.spec.kv_capacity_tokens.or_else(|| self.profile.as_ref()?.kv_capacity_tokens)
+    }
+
+    /// Where its engine tells what its KV cache holds: as specified, else as detected.
+    pub fn kv_events(&self) -> Option<&KvEventsSpec> {
+        self.spec.kv_events.as_ref().or_else(|| self.profile.as_ref()?.kv_events.as_ref())
     }
 
     /// How many requests it runs at once.
