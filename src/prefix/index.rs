@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
-use smg_base::WorkerId;
+use smg_base::{WorkerId, hash, map::StableMap};
 
-use crate::{ledger::Ledger, run::Runs};
+use crate::{Change, ledger::Ledger, run::Runs};
 
 /// Which worker holds which prefix. Shared between threads; a lookup allocates nothing for up to 128 workers and waits for
 /// a writer only while that changes a run on its way.
@@ -16,6 +16,8 @@ pub struct PrefixIndex {
     ledger: Mutex<Ledger>,
     /// The workers known, by ascending id.
     directory: RwLock<Vec<Member>>,
+    /// What fed workers hold: for each chunk, the one before it.
+    fed: Mutex<StableMap<WorkerId, StableMap<u64, Option<u64>>>>,
     slots: AtomicUsize,
     used: AtomicUsize,
     bytes_max: usize,
@@ -88,6 +90,7 @@ impl PrefixIndex {
             runs: Runs::new(),
             ledger: Mutex::new(Ledger::new()),
             directory: RwLock::default(),
+            fed: Mutex::default(),
             slots: AtomicUsize::new(0),
             used: AtomicUsize::new(0),
             bytes_max,
@@ -129,6 +132,73 @@ impl PrefixIndex {
         self.used.store(ledger.used(), Relaxed);
     }
 
+    /// Notes what became of a worker's cache, as its home tells it; says how many chunks could not be placed because what
+    /// they follow is not known to be held.
+    pub fn apply(&self, worker: WorkerId, change: &Change) -> u64 {
+        let mut fed = self.fed.lock();
+        let held = fed.entry(worker).or_default();
+        match change {
+            Change::Held { after, chunks } => {
+                if after.is_some_and(|after| !held.contains_key(&after)) {
+                    return chunks.len() as u64;
+                }
+                let mut before = *after;
+                for chunk in chunks {
+                    held.insert(*chunk, before);
+                    before = Some(*chunk);
+                }
+                let mut path: Vec<u64> =
+                    std::iter::successors(before, |chunk| held.get(chunk).copied().flatten()).collect();
+                path.reverse();
+                self.insert(worker, &path, u64::MAX);
+            }
+            Change::Dropped { chunks } => {
+                for chunk in chunks {
+                    held.remove(chunk);
+                }
+                self.dismiss(worker);
+                let ends: Vec<u64> = held.keys().copied().collect();
+                for end in ends {
+                    let mut path: Vec<u64> =
+                        std::iter::successors(Some(end), |chunk| held.get(chunk).copied().flatten()).collect();
+                    path.reverse();
+                    self.insert(worker, &path, u64::MAX);
+                }
+            }
+            Change::Cleared => {
+                held.clear();
+                self.dismiss(worker);
+            }
+        }
+        0
+    }
+
+    /// An order-free hash of the chunks that `worker` holds: equal wherever the same chunks are held.
+    pub fn digest(&self, worker: WorkerId) -> u64 {
+        let fed = self.fed.lock();
+        let chunks = fed.get(&worker).into_iter().flat_map(|held| held.keys());
+        chunks.fold(0, |sum, chunk| hash::mix(*chunk, 0).wrapping_add(sum))
+    }
+
+    /// Shows what `worker` holds, stretch by stretch: what it follows and its chunks. What comes before is shown before.
+    pub fn holds(&self, worker: WorkerId, visit: &mut dyn FnMut(Option<u64>, &[u64])) {
+        let fed = self.fed.lock();
+        let Some(held) = fed.get(&worker) else { return };
+        let mut shown: Vec<u64> = Vec::new();
+        let mut ends: Vec<u64> = held.keys().copied().collect();
+        ends.sort_unstable();
+        for end in ends {
+            let mut path: Vec<u64> = std::iter::successors(Some(end), |chunk| held.get(chunk).copied().flatten())
+                .take_while(|chunk| !shown.contains(chunk))
+                .collect();
+            path.reverse();
+            if let Some(first) = path.first() {
+                visit(held.get(first).copied().flatten(), &path);
+            }
+            shown.extend(path);
+        }
+    }
+
     /// Learns from an answer: the index predicted that `predicted` tokens would be cached, and `actual` were. A worker's
     /// trust follows the ratio, and so does, down to a quarter, the capacity it is taken to have.
     pub fn calibrate(&self, worker: WorkerId, predicted: u64, actual: u64) {
@@ -148,6 +218,11 @@ impl PrefixIndex {
     /// Forgets a worker: it was removed, restarted, or its cache flushed. Lookups stop finding it at once; its holds are
     /// released little by little with the next writes and sweeps.
     pub fn forget(&self, worker: WorkerId) {
+        self.fed.lock().remove(&worker);
+        self.dismiss(worker);
+    }
+
+    fn dismiss(&self, worker: WorkerId) {
         let mut ledger = self.ledger.lock();
         ledger.dismiss(worker);
         self.directory.write().retain(|member| member.id != worker);
