@@ -111,14 +111,14 @@ mod tests {
         check("the first request", (0, 1), &mut || guards.push(worker.state.begin(1)));
         check("the second", (0, 0), &mut || guards.push(worker.state.begin(1)));
         check("their end", (0, 0), &mut || guards.clear());
-        check("a probe that changes the vote", (0, 1), &mut || {
+        let probed = |result: Result<(), ProbeFailure>| {
             for _ in 0..10 {
-                fleet.record_probe(worker.id, worker.revision, Err(ProbeFailure::Unreachable), at(1));
+                fleet.record_probe(worker.id, worker.revision, result, at(1));
             }
-        });
-        check("one that does not", (0, 0), &mut || {
-            fleet.record_probe(worker.id, worker.revision, Err(ProbeFailure::Unreachable), at(2));
-        });
+        };
+        check("a probe that says nothing yet", (0, 0), &mut || probed(Err(ProbeFailure::Unreachable)));
+        check("one that changes the vote", (0, 1), &mut || probed(Ok(())));
+        check("one that does not", (0, 0), &mut || probed(Ok(())));
         let engine = EngineLoad {
             running: 1,
             waiting: 0,
@@ -132,6 +132,7 @@ mod tests {
         check("the same worker again", (1, 0), &mut || {
             fleet.import(worker.id, worker.spec.clone(), DirectPath::Forbidden, at(3)).expect("it is there");
         });
+        check("a drain", (0, 1), &mut || assert!(fleet.drain(worker.id)));
         check("its end", (1, 1), &mut || drop(fleet.remove(worker.id)));
     }
 }

@@ -8,8 +8,9 @@ use parking_lot::{Mutex, MutexGuard};
 use smg_base::{ModelId, Timestamp, WorkerId};
 
 use crate::{
-    Bell, BreakerConfig, DirectPath, EngineLoad, EngineProfile, EngineSource, FleetError, HealthConfig, Origin, PeerLoad,
-    ProbeDuty, Reach, Snapshot, Status, Worker, WorkerPatch, WorkerSpec, WorkerState, WorkerUrl, health::Draining,
+    Bell, BreakerConfig, DirectPath, EngineLoad, EngineProfile, EngineSource, FleetError, HealthConfig, Origin,
+    PeerLoad, ProbeDuty, Reach, Snapshot, Status, Worker, WorkerPatch, WorkerSpec, WorkerState, WorkerUrl,
+    health::Draining,
 };
 
 /// Settings of the fleet; a worker's own stand in its specification.
@@ -233,7 +234,9 @@ impl Fleet {
     /// Stops giving a worker new requests; false if it is not there or draining already.
     pub fn drain(&self, id: WorkerId) -> bool {
         let table = self.table.lock();
-        table.entries.get(&id).is_some_and(|entry| entry.worker.state.health.set_draining(Draining::Yes))
+        let changed = table.entries.get(&id).is_some_and(|entry| entry.worker.state.health.set_draining(Draining::Yes));
+        self.to_tell.ring();
+        changed
     }
 
     /// Whether a worker has none of this gateway's requests, or is not there.

@@ -11,6 +11,7 @@ use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use smg_base::{Clock, Timestamp, WorkerId, map::StableMap};
 use smg_fleet::{DirectPath, Fleet, Status, StatusChange, Worker};
 use smg_runtime::{Phase, Shutdown};
+use tokio::sync::Notify;
 
 use super::{Verdict, examine};
 use crate::{Upstream, detect::detect};
@@ -18,8 +19,8 @@ use crate::{Upstream, detect::detect};
 /// Probes and detections under way at the same time.
 const CONCURRENT_MAX: usize = 128;
 
-/// How often the fleet is asked who is due: a worker that was just added waits no longer than this.
-const TICK: Duration = Duration::from_millis(100);
+/// The longest sleep between two looks at who is due. A worker that is added or changed wakes the prober at once.
+const NAP: Duration = Duration::from_secs(1);
 
 /// How often a worker that is known is asked again what it is, because engines load and unload adapters.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(300);
@@ -55,11 +56,18 @@ pub async fn run_prober(
         waiting: VecDeque::new(),
         busy: BTreeSet::new(),
         asked: StableMap::default(),
+        next_detection: None,
     };
     let mut under_way: FuturesUnordered<BoxFuture<'static, Done>> = FuturesUnordered::new();
     let closing = shutdown.reached(Phase::Closing);
     tokio::pin!(closing);
+    let changed = Arc::new(Notify::new());
+    prober.fleet.changed().listen({
+        let changed = Arc::clone(&changed);
+        move || changed.notify_one()
+    });
     loop {
+        prober.fleet.changed().arm();
         prober.collect_due();
         while under_way.len() < CONCURRENT_MAX
             && let Some(job) = prober.waiting.pop_front()
@@ -69,6 +77,7 @@ pub async fn run_prober(
         tokio::select! {
             () = &mut closing => return,
             Some(done) = under_way.next() => prober.finish(done),
+            () = changed.notified() => {}
             () = tokio::time::sleep(prober.pause()) => {}
         }
     }
@@ -85,6 +94,8 @@ struct Prober {
     busy: BTreeSet<WorkerId>,
     /// When workers were last asked what they are.
     asked: StableMap<WorkerId, Asked>,
+    /// When the first of them is to be asked again.
+    next_detection: Option<Timestamp>,
 }
 
 struct Job {
@@ -141,9 +152,13 @@ impl Prober {
             self.enqueue(Job { worker, kind: Kind::Probe { detect } });
         }
         let snapshot = self.fleet.snapshot().clone();
-        for worker in snapshot.workers() {
-            if may_ask(worker) && self.wants_detection(worker, now) {
+        self.next_detection = None;
+        for worker in snapshot.workers().iter().filter(|worker| may_ask(worker)) {
+            if self.wants_detection(worker, now) {
                 self.enqueue(Job { worker: worker.clone(), kind: Kind::Detect });
+            } else if let Some(asked) = self.asked.get(&worker.id) {
+                let next = asked.at + asked.pause();
+                self.next_detection = Some(self.next_detection.map_or(next, |before| before.min(next)));
             }
         }
         // Workers that are gone are forgotten now and then, rather than looked for on every turn.
@@ -226,9 +241,9 @@ impl Prober {
 
     fn pause(&self) -> Duration {
         let now = self.clock.now();
-        let next = self.fleet.next_probe_at(now).map_or(TICK, |at| at.since(now));
+        let next = self.fleet.next_probe_at(now).into_iter().chain(self.next_detection).min();
         // Never zero: a worker that is due and has a job waiting would make the loop spin.
-        next.clamp(Duration::from_millis(1), TICK)
+        next.map_or(NAP, |at| at.since(now)).clamp(Duration::from_millis(1), NAP)
     }
 }
 
