@@ -20,7 +20,10 @@ use smg_fleet::{
 use smg_gateway::{Gateway, Standing};
 use smg_mesh_proto::{EngineFigures, Event, Ledger, Member, NodeId, Op, Reach, Verdict, WorkerRow, WriteError};
 use smg_runtime::{Phase, Receiver, Shutdown};
-use tokio::sync::watch;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until},
+};
 
 use super::{
     known::{Known, Row},
@@ -31,8 +34,11 @@ use super::{
 };
 use crate::live::Live;
 
-/// Time between two looks at what this node has to tell.
+/// Shortest time between two looks at what this node has to tell, and that while requests are in flight.
 const PACE: Duration = Duration::from_millis(100);
+
+/// The same while there is nothing to tell: the fleet says when there is.
+const REST: Duration = Duration::from_secs(1);
 
 /// Writes under way at once.
 const WRITES_MAX: usize = 256;
@@ -97,6 +103,9 @@ pub(crate) struct Bridge {
     seeding: Seeding,
     candidates: Vec<NodeId>,
     config_changed: bool,
+    /// When it last was looked what there is to tell, and when that is next.
+    looked: Instant,
+    look: Instant,
 }
 
 impl Bridge {
@@ -114,13 +123,18 @@ impl Bridge {
             seeding: Seeding::Waits,
             candidates: Vec::new(),
             config_changed: false,
+            looked: Instant::now(),
+            look: Instant::now(),
         }
     }
 
     /// Bridges until the process stops or the mesh ends for this node.
     pub(crate) async fn run(mut self, mut events: Receiver<Event>, shutdown: Shutdown) {
-        let mut pace = tokio::time::interval(PACE);
-        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let to_tell = Arc::new(Notify::new());
+        self.parts.fleet.to_tell().listen({
+            let to_tell = Arc::clone(&to_tell);
+            move || to_tell.notify_one()
+        });
         self.declare();
         loop {
             tokio::select! {
@@ -131,7 +145,8 @@ impl Bridge {
                 },
                 Ok(()) = self.parts.declared.changed() => self.declare(),
                 Some((op, outcome)) = self.writes.next() => self.written(op, outcome),
-                _ = pace.tick() => self.tell(),
+                () = to_tell.notified() => self.look_soon(),
+                () = sleep_until(self.look) => self.tell(),
             }
             if self.parts.known.standing() == Standing::Left {
                 break;
@@ -193,6 +208,7 @@ impl Bridge {
     fn on_joined(&mut self, standing: Standing) {
         if self.seeding == Seeding::Waits {
             self.seeding = Seeding::At(self.parts.clock.now() + SEED_DELAY);
+            self.look_soon();
         }
         self.parts.known.stand(standing);
         tracing::info!(standing = standing.as_str(), "in the mesh");
@@ -331,6 +347,7 @@ impl Bridge {
             (placed, reach.home)
         };
         self.parts.fleet.set_reach(worker, reach);
+        self.look_soon();
         let is_elsewhere = home.is_some_and(|home| home != self.parts.link.node());
         let source = if is_elsewhere { EngineSource::Heard } else { EngineSource::Asked };
         if self.reports.set_source(worker, source) {
@@ -388,6 +405,7 @@ impl Bridge {
             (Op::AddWorker { worker, .. }, Ok(())) => {
                 if !self.parts.known.facts().rows.contains_key(worker) {
                     self.unsettled.insert(*worker, self.parts.clock.now() + VERDICT_PATIENCE);
+                    self.look_soon();
                 }
             }
             (_, Ok(()) | Err(WriteError::UnknownWorker | WriteError::Leaving)) => {}
@@ -397,8 +415,22 @@ impl Bridge {
         self.advance_writes();
     }
 
-    /// Tells what has changed here. Called every [`PACE`].
+    /// There may be something to tell.
+    fn look_soon(&mut self) {
+        self.look = self.look.min(self.looked + PACE);
+    }
+
+    /// Tells what has changed here, and says when to look again.
     fn tell(&mut self) {
+        // First, lest what comes to be during the look be missed.
+        self.parts.fleet.to_tell().arm();
+        self.tell_now();
+        self.looked = Instant::now();
+        let waits = !self.unsettled.is_empty() || matches!(self.seeding, Seeding::At(_)) || !self.queue.is_empty();
+        self.look = self.looked + if waits || self.reports.is_busy() { PACE } else { REST };
+    }
+
+    fn tell_now(&mut self) {
         let now = self.parts.clock.now();
         self.advance_writes();
         self.settle(now);

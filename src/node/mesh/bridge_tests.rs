@@ -326,3 +326,30 @@ async fn without_the_mesh_a_node_goes_on_with_what_it_reaches_itself() {
     let path = |worker| fleet.snapshot().worker(worker).and_then(|there| there.path(clock.now()));
     assert_eq!((path(near), path(far)), (Some(Path::Direct), None));
 }
+
+#[tokio::test(start_paused = true)]
+async fn at_rest_it_is_not_looked_what_there_is_to_tell_until_there_is_something() {
+    let Stage { bridge, link, fleet, .. } = stage();
+    let worker = fleet.add(spec("http://10.0.0.1"), Origin::Api, Timestamp::ORIGIN).expect("there is room").worker;
+    let (_sender, receiver) = channel("events", 1, &Registrar::new());
+    let shutdown = Shutdown::new();
+    let run = tokio::spawn(bridge.run(receiver, shutdown.clone()));
+    // Virtual time goes on only while everybody sleeps.
+    let until_told = async |words: &str| {
+        let began = Instant::now();
+        while !link.posted().iter().any(|told| told.starts_with(words)) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        began.elapsed()
+    };
+    until_told("vote").await;
+    for rest in [350, 10_050] {
+        tokio::time::sleep(Duration::from_millis(rest)).await;
+        let guard = worker.state.begin(1_000);
+        assert!(until_told("ledger 1").await <= PACE + Duration::from_millis(2), "after {rest} ms");
+        drop(guard);
+        assert!(until_told("ledger 0").await <= PACE + Duration::from_millis(2), "after {rest} ms");
+    }
+    shutdown.advance(Phase::Stopped);
+    run.await.expect("it ends with the process");
+}

@@ -15,9 +15,14 @@ const TOKENS_SMALL: u64 = 512;
 /// How long a change that is no news may stay untold.
 const EXACT_AFTER: Duration = Duration::from_secs(1);
 
-/// Most bytes that ledgers may cost each node, per look of a tenth of a second; a row takes about so many.
+/// Most bytes of ledgers that each node is to receive from all others together, per look of a tenth of a second: 256 kB in a second.
+/// Each of them therefore tells its share of that, and the rest at its next look.
 const LEDGER_BYTES_PER_LOOK: usize = 25_600;
+
+/// What a row costs at most, as it is sent: up to 29 bytes of key, version and lengths, up to 20 of figures, and its part of the
+/// datagrams where rows are many; and what the frame and the datagram around the first of them do.
 const LEDGER_ROW_BYTES: usize = 64;
+const LEDGER_FRAME_BYTES: usize = 128;
 
 /// Peers through which requests are sent that are watched closely.
 const CANDIDATES_MAX: usize = 8;
@@ -30,6 +35,10 @@ pub(crate) struct Reports {
     rows: Vec<Report>,
     /// Where the next look begins, so that all have their turn when there is more to tell than may be.
     first: usize,
+    /// Bytes that ledgers may still cost each node.
+    allowance: usize,
+    /// Whether the last look saw requests in flight, or something that is still to be told.
+    is_busy: bool,
     sources: BTreeMap<WorkerId, EngineSource>,
 }
 
@@ -54,12 +63,21 @@ impl Reports {
         self.sources.insert(worker, source) != Some(source)
     }
 
+    /// Whether what there is to tell changes all the time.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.is_busy
+    }
+
     /// Tells what has changed, to `company` nodes.
     pub(crate) fn tell(&mut self, snapshot: &Snapshot, company: usize, now: Timestamp, link: &dyn Link) {
         if self.version != Some(snapshot.version) {
             self.renew(snapshot, link);
         }
-        let mut ledgers_left = (LEDGER_BYTES_PER_LOOK / LEDGER_ROW_BYTES / company.max(1)).max(1);
+        let share = LEDGER_BYTES_PER_LOOK / company.max(1);
+        self.allowance = (self.allowance + share).min(share.max(LEDGER_FRAME_BYTES + LEDGER_ROW_BYTES));
+        // A look that tells anything sends a frame.
+        let mut price = LEDGER_FRAME_BYTES + LEDGER_ROW_BYTES;
+        self.is_busy = false;
         let count = self.rows.len();
         let first = self.first.checked_rem(count).unwrap_or(0);
         for place in (first..count).chain(0..first) {
@@ -70,13 +88,15 @@ impl Reports {
                 report.vote = vote;
                 link.post(Op::Vote { worker: id, vote });
             }
-            if ledgers_left > 0
+            if self.allowance >= price
                 && let Some(ledger) = report.ledger_to_tell(now)
             {
                 link.post(Op::Ledger { worker: id, ledger });
-                ledgers_left -= 1;
+                self.allowance -= price;
+                price = LEDGER_ROW_BYTES;
                 self.first = place + 1;
             }
+            self.is_busy |= report.is_busy();
             let is_asked = self.sources.get(&id).copied().unwrap_or_default() == EngineSource::Asked;
             let engine = report.worker.state.load.engine().filter(|_| is_asked);
             let engine = engine.map(|engine| figures(engine, report.worker.state.load.foreign_requests()));
@@ -130,6 +150,12 @@ impl Reports {
 }
 
 impl Report {
+    /// Whether there is something in flight, or to be told.
+    fn is_busy(&self) -> bool {
+        let load = &self.worker.state.load;
+        self.ledger != Ledger::default() || load.in_flight() > 0 || load.pending_tokens() > 0
+    }
+
     /// What to tell of this node's requests: what is news, and in time everything else.
     fn ledger_to_tell(&mut self, now: Timestamp) -> Option<Ledger> {
         let load = &self.worker.state.load;
@@ -180,7 +206,9 @@ fn figures(engine: EngineLoad, foreign: u32) -> EngineFigures {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use smg_fleet::{Fleet, FleetConfig, Origin, WorkerSpec};
+    use smg_mesh_proto::Kind;
 
     use super::*;
     use crate::mesh::testing::FakeLink;
@@ -231,6 +259,44 @@ mod tests {
         assert_eq!(tell(1_700), ["ledger 1 0 1"]);
         fleet.remove(worker.id);
         assert_eq!(tell(1_800), ["ledger 0 0 0"]);
+    }
+
+    #[test]
+    fn ledgers_cost_every_node_at_most_a_quarter_of_a_megabyte_in_a_second() {
+        const WORKERS: usize = 2_000;
+        let check = |company: usize| {
+            let fleet = Fleet::new(FleetConfig::default());
+            let link = FakeLink::new();
+            let mut guards = Vec::new();
+            for number in 0..WORKERS {
+                let spec = WorkerSpec::new(format!("http://w{number}").parse().expect("it is a url"));
+                guards.push(fleet.add(spec, Origin::Api, at(0)).expect("there is room").worker.state.begin(1_000));
+            }
+            let mut reports = Reports::default();
+            let told = (0..10).map(|look| {
+                reports.tell(&fleet.snapshot(), company, at(look * 100), &*link);
+                link.posted().len()
+            });
+            // As one node of these sends them, all figures as long as they can be, in a frame per look.
+            let told: Vec<usize> = told.collect();
+            let frames = told.iter().map(|rows| frame_bytes(*rows)).sum::<usize>();
+            let received = frames * (company - 1);
+            assert!(received <= 256 << 10, "{received} B in a second from {company} nodes: {told:?}");
+            assert!(told.iter().sum::<usize>() > 0);
+        };
+        [2, 3, 16, 64, 256].map(check);
+    }
+
+    /// Bytes of the frame in which a node sends others so many rows, on a datagram for each 1 200 of them.
+    fn frame_bytes(rows: usize) -> usize {
+        let key = |row: usize| Bytes::from(format!("{row:017}"));
+        // A byte of version, and the figures as they are longest.
+        let changes: Vec<(Bytes, Bytes)> = (0..rows).map(|row| (key(row), Bytes::from(vec![0xff; 20]))).collect();
+        if changes.is_empty() {
+            return 0;
+        }
+        let frames = smg_mesh_proto::encode_changes(NodeId::of("n"), Kind::Load, &changes, 256 << 10);
+        frames.iter().map(|frame| frame.len() + frame.len().div_ceil(1_200) * 60).sum()
     }
 
     #[test]
