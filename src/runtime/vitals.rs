@@ -4,18 +4,21 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus::{GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge};
-use tokio::{
-    runtime::Handle,
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::{runtime::Handle, time::Instant};
 
 use crate::{
     metrics::{Registrar, SHORT_BUCKETS, catch_up},
     shutdown::{Phase, Shutdown},
 };
 
-/// How often the lateness of a timer is measured.
+/// How often the lateness of a timer is measured while the runtime has something to do.
 const BEAT: Duration = Duration::from_millis(100);
+
+/// The same while it has next to nothing to do, so that an idle process sleeps.
+const CALM_BEAT: Duration = Duration::from_millis(500);
+
+/// Up to this share of a beat the workers may be busy in a runtime that is calm.
+const CALM_SHARE: u32 = 20;
 
 /// Lateness from which a beat counts as a stall.
 const STALL: Duration = Duration::from_millis(100);
@@ -27,12 +30,17 @@ const SHARE_TIME_MIN: Duration = Duration::from_millis(100);
 pub async fn beat(registrar: &Registrar, shutdown: Shutdown) {
     observe(registrar);
     let lateness = Lateness::new(registrar);
-    let mut ticks = tokio::time::interval(BEAT);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let runtime = Handle::current();
     let measure = async {
+        let (mut due, mut last) = (Instant::now() + BEAT, Reading::take(&runtime));
         loop {
-            let due = ticks.tick().await;
+            tokio::time::sleep_until(due).await;
             lateness.measured(Instant::now().saturating_duration_since(due));
+            let now = Reading::take(&runtime);
+            let elapsed = now.at.saturating_duration_since(last.at);
+            let is_calm = now.busy_since(&last) * CALM_SHARE <= elapsed;
+            due = now.at + if is_calm { CALM_BEAT } else { BEAT };
+            last = now;
         }
     };
     tokio::select! {
@@ -124,6 +132,12 @@ impl Reading {
         let metrics = runtime.metrics();
         let busy = (0..metrics.num_workers()).map(|worker| metrics.worker_total_busy_duration(worker)).collect();
         Self { at: Instant::now(), busy }
+    }
+
+    /// How long the workers together were busy since then.
+    fn busy_since(&self, before: &Self) -> Duration {
+        let workers = self.busy.iter().zip(&before.busy);
+        workers.map(|(now, before)| now.saturating_sub(*before)).sum()
     }
 }
 
