@@ -87,6 +87,12 @@ impl Dialer {
         dials
     }
 
+    /// When somebody is next to be dialled, as far as is known.
+    pub(crate) fn next_tick(&self) -> Option<Timestamp> {
+        let seeds = self.seeds.iter().flatten().filter(|seed| !self.is_own(seed)).map(|seed| seed.next);
+        seeds.chain(self.members.values().map(|wanted| wanted.next)).min()
+    }
+
     /// The member is dialled right now, by the way; the next attempt follows at the usual pace.
     pub(crate) fn dialled(&mut self, now: Timestamp, node: NodeId, random: &SplitMix) {
         self.members.insert(node, Wanted { next: now + jittered(self.timers.redial, random) });

@@ -154,7 +154,7 @@ impl Membership {
         }
         let dead = turns.iter().filter(|turn| !turn.state.is_alive()).map(|turn| turn.node).collect();
         for turn in turns {
-            self.turn(turn);
+            self.turn(now, turn);
         }
         if let Some(namesake) = namesake.filter(|other| other.age() > self.swim.identity().age()) {
             self.outbid_in_time(now, namesake.boot);

@@ -68,6 +68,7 @@ impl Membership {
         let Some(connection) = self.sessions.connection_mut(id) else { return };
         let (peer, early) = (connection.peer, connection.take_early());
         let Some(hello) = connection.hello.clone() else { return };
+        self.beat_soon(now);
         if let Some(before) = self.sessions.stand(peer, id) {
             self.effects.push(Effect::Down(peer));
             self.close(now, before, code);

@@ -37,8 +37,10 @@ use crate::{
     wire::{self, Confirm, ConfirmReply, Decoded, Echo, Frame, Heard, Holds, LaneFrame, Leaving, Start},
 };
 
-/// How often everything is looked at that needs no exact time.
+/// How often everything is looked at that needs no exact time, and how often where nothing is open: all members have sessions,
+/// and all sessions are with members.
 const BEAT: Duration = Duration::from_millis(100);
+const CALM_BEAT: Duration = Duration::from_secs(1);
 /// How long the dead are remembered.
 const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 3_600);
 /// Others that are asked whether they too have lost a member.
@@ -157,6 +159,7 @@ impl Membership {
     pub(crate) fn set_seeds(&mut self, now: Timestamp, addresses: Vec<SocketAddr>) {
         self.dialer.set_seeds(now, addresses);
         self.dial(now);
+        self.beat_soon(now);
     }
 
     pub(crate) fn has_no_seeds(&self) -> bool {
@@ -265,8 +268,8 @@ impl Membership {
             self.take_for_dead(now, identity);
         }
         if self.next_beat <= now {
-            self.next_beat = now + BEAT;
             self.beat(now);
+            self.next_beat = self.beat_after(now);
         }
     }
 
@@ -323,6 +326,7 @@ impl Membership {
     /// A connection has ended; with a reason, if that came from outside.
     pub(crate) fn gone(&mut self, now: Timestamp, id: ConnectionId, why: Option<&Gone>) {
         let Some(removed) = self.sessions.remove(id) else { return };
+        self.beat_soon(now);
         let peer = removed.connection.peer;
         if why == Some(&Gone::Closed(CloseCode::NameInUse)) {
             self.refuse(now, removed.connection.address);
@@ -396,6 +400,21 @@ impl Membership {
             since: self.started,
             is_self: true,
         }
+    }
+
+    /// Something has changed that may need looking after.
+    fn beat_soon(&mut self, now: Timestamp) {
+        self.next_beat = self.next_beat.min(now + BEAT / 2);
+    }
+
+    fn beat_after(&self, now: Timestamp) -> Timestamp {
+        let is_open = self.sessions.connections() != self.sessions.peers().len()
+            || self.sessions.peers().any(|peer| !self.roster.is_alive(peer));
+        if is_open {
+            return now + BEAT;
+        }
+        let due = self.dialer.next_tick().into_iter().fold(self.next_exchange, Timestamp::min);
+        due.clamp(now + BEAT, now + CALM_BEAT)
     }
 
     fn beat(&mut self, now: Timestamp) {
@@ -489,7 +508,8 @@ impl Membership {
         self.effects.push(Effect::Output(dial));
     }
 
-    fn turn(&mut self, turn: Turn) {
+    fn turn(&mut self, now: Timestamp, turn: Turn) {
+        self.beat_soon(now);
         let alive = if turn.state.is_alive() { Alive::Yes } else { Alive::No };
         if alive == Alive::No {
             self.lost.close(turn.node);

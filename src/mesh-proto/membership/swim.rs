@@ -51,7 +51,7 @@ impl Swim {
             foca: Foca::new(identity, config.clone(), rng, PacketCodec::default()),
             config,
             runtime: AccumulatingRuntime::new(),
-            timers: TimerQueue::default(),
+            timers: TimerQueue::new(timers.gossip),
             pace: Pace::Normal,
             incarnation: 0,
         }
@@ -178,6 +178,7 @@ impl Swim {
             }
             self.timers.push(now + delay * factor, timer);
         }
+        self.timers.set_news(now, self.foca.updates_backlog() > 0);
     }
 
     /// News is repeated more often in a greater cluster.
@@ -224,27 +225,51 @@ fn transmissions(members: usize) -> NonZeroU8 {
     NonZeroU8::new((wanted as u8).max(6)).expect("at least six")
 }
 
-/// Timers by when they are due.
-#[derive(Default)]
+/// Timers by when they are due. Those of the rounds of gossip rest while there is no news: nothing would be sent.
 struct TimerQueue {
     due: BTreeMap<(Timestamp, u64), Timer<Identity>>,
     count: u64,
+    rounds: Vec<(Timestamp, Timer<Identity>)>,
+    gossip: Duration,
+    has_news: bool,
 }
 
 impl TimerQueue {
+    fn new(gossip: Duration) -> Self {
+        Self { due: BTreeMap::new(), count: 0, rounds: Vec::new(), gossip, has_news: false }
+    }
+
     fn push(&mut self, at: Timestamp, timer: Timer<Identity>) {
+        if matches!(timer, Timer::PeriodicGossip(_)) {
+            return self.rounds.push((at, timer));
+        }
         self.count += 1;
         self.due.insert((at, self.count), timer);
     }
 
+    /// Rounds that came due while there was no news take place when they would have taken place next.
+    fn set_news(&mut self, now: Timestamp, has_news: bool) {
+        if has_news && !self.has_news {
+            for (at, _) in self.rounds.iter_mut().filter(|(at, _)| *at <= now) {
+                let missed = now.since(*at).as_nanos() / self.gossip.as_nanos() + 1;
+                *at = *at + self.gossip * u32::try_from(missed).unwrap_or(u32::MAX);
+            }
+        }
+        self.has_news = has_news;
+    }
+
     fn next(&self) -> Option<Timestamp> {
-        self.due.first_key_value().map(|((at, _), _)| *at)
+        let rounds = self.rounds.iter().filter(|_| self.has_news).map(|(at, _)| *at);
+        rounds.chain(self.due.first_key_value().map(|((at, _), _)| *at)).min()
     }
 
     /// Those due, in the order that foca wants for timers that are late together.
     fn take_due(&mut self, now: Timestamp) -> Vec<Timer<Identity>> {
         let later = self.due.split_off(&(now + Duration::from_nanos(1), 0));
         let mut due: Vec<_> = std::mem::replace(&mut self.due, later).into_values().collect();
+        if self.has_news {
+            due.extend(self.rounds.extract_if(.., |(at, _)| *at <= now).map(|(_, timer)| timer));
+        }
         due.sort();
         due
     }
