@@ -14,13 +14,18 @@
 
 mod change;
 mod chunk;
+mod directory;
 mod event;
 mod index;
 mod ledger;
+mod lookup;
+mod places;
 mod recency;
+mod record;
 mod run;
 
 pub use change::{Change, Claim};
 pub use chunk::{CHUNK_BYTES, CHUNK_TOKENS, CHUNKS_MAX, Chunker, HEAD_BYTES, PromptKey, Space, TOKEN_BYTES};
 pub use event::{EngineHash, KvBatch, KvEvent, Namespace, Stored, Tier};
-pub use index::{Found, Held, IndexSize, PrefixIndex};
+pub use index::{IndexSize, PrefixIndex};
+pub use lookup::{Found, Held};

@@ -3,7 +3,7 @@
 /// No entry.
 const NONE: u32 = u32::MAX;
 
-/// A list of run heads from the newest to the oldest, linked through one vector so that every operation is O(1) and
+/// A list of runs, by number, from the newest to the oldest, linked through one vector so that every operation is O(1) and
 /// entries have stable numbers.
 #[derive(Debug)]
 pub(crate) struct Recency {
@@ -15,21 +15,23 @@ pub(crate) struct Recency {
 
 #[derive(Debug)]
 struct Entry {
-    head: u64,
     /// The write that touched it last.
     stamp: u64,
+    run: u32,
     newer: u32,
     /// Also links the free entries.
     older: u32,
 }
 
+impl Default for Recency {
+    fn default() -> Self {
+        Self { entries: Vec::new(), free: NONE, newest: NONE, oldest: NONE }
+    }
+}
+
 impl Recency {
     /// Bytes of one entry.
     pub(crate) const ENTRY_BYTES: usize = size_of::<Entry>();
-
-    pub(crate) const fn new() -> Self {
-        Self { entries: Vec::new(), free: NONE, newest: NONE, oldest: NONE }
-    }
 
     /// The oldest entry and the stamp of its last use.
     pub(crate) fn oldest(&self) -> Option<(u32, u64)> {
@@ -37,24 +39,37 @@ impl Recency {
     }
 
     /// The run an entry stands for.
-    pub(crate) fn head(&self, entry: u32) -> u64 {
-        self.entry(entry).map_or(0, |entry| entry.head)
+    pub(crate) fn run(&self, entry: u32) -> Option<u32> {
+        self.entry(entry).map(|entry| entry.run)
+    }
+
+    /// The runs from the newest to the oldest.
+    pub(crate) fn newest_first(&self) -> impl Iterator<Item = u32> {
+        let entries = std::iter::successors(self.entry(self.newest), |entry| self.entry(entry.older));
+        entries.map(|entry| entry.run)
     }
 
     /// Adds the newest entry.
-    pub(crate) fn push(&mut self, head: u64, stamp: u64) -> u32 {
-        let entry = self.allocate(Entry { head, stamp, newer: NONE, older: NONE });
+    pub(crate) fn push(&mut self, run: u32, stamp: u64) -> u32 {
+        let entry = self.allocate(Entry { stamp, run, newer: NONE, older: NONE });
         self.link_newest(entry);
         entry
     }
 
-    /// Adds an entry for `head` just older than `entry`, as if last used in the same write.
-    pub(crate) fn push_behind(&mut self, entry: u32, head: u64) -> u32 {
-        let (stamp, older) = self.entry(entry).map_or((0, NONE), |entry| (entry.stamp, entry.older));
-        let added = self.allocate(Entry { head, stamp, newer: entry, older });
-        self.set_older(entry, added);
-        self.set_newer(older, added);
+    /// Adds an entry for `run` just newer than `entry`, as if last used in the same write.
+    pub(crate) fn push_before(&mut self, entry: u32, run: u32) -> u32 {
+        let (stamp, newer) = self.entry(entry).map_or((0, NONE), |entry| (entry.stamp, entry.newer));
+        let added = self.allocate(Entry { stamp, run, newer, older: entry });
+        self.set_newer(entry, added);
+        self.set_older(newer, added);
         added
+    }
+
+    /// Lets `entry` stand for another run.
+    pub(crate) fn rename(&mut self, entry: u32, run: u32) {
+        if let Some(entry) = self.entry_mut(entry) {
+            entry.run = run;
+        }
     }
 
     /// Makes `entry` the newest.
@@ -134,32 +149,22 @@ mod tests {
 
     use super::*;
 
-    fn newest_first(recency: &Recency) -> Vec<u64> {
-        let mut heads = Vec::new();
-        let mut at = recency.newest;
-        while let Some(entry) = recency.entry(at) {
-            heads.push(entry.head);
-            at = entry.older;
-        }
-        heads
-    }
-
     #[test]
     fn it_agrees_with_a_plain_list() {
         let random = SplitMix::new(11);
         let draw = |bound: usize| usize::try_from(random.below(bound as u64)).unwrap();
-        let mut recency = Recency::new();
-        let mut list: Vec<(u64, u32)> = Vec::new();
+        let mut recency = Recency::default();
+        let mut list: Vec<(u32, u32)> = Vec::new();
         let mut most = 0;
-        for step in 1..20_000_u64 {
+        for step in 1..20_000_u32 {
             let at = draw(list.len().max(1));
             match draw(if list.len() > 20 { 5 } else { 3 }) {
-                0 => list.insert(0, (step, recency.push(step, step))),
+                0 => list.insert(0, (step, recency.push(step, u64::from(step)))),
                 1 if !list.is_empty() => {
-                    list.insert(at + 1, (step, recency.push_behind(list[at].1, step)));
+                    list.insert(at, (step, recency.push_before(list[at].1, step)));
                 }
                 2 if !list.is_empty() => {
-                    recency.touch(list[at].1, step);
+                    recency.touch(list[at].1, u64::from(step));
                     let touched = list.remove(at);
                     list.insert(0, touched);
                 }
@@ -167,7 +172,7 @@ mod tests {
                 _ => {}
             }
             most = most.max(list.len());
-            assert_eq!(newest_first(&recency), list.iter().map(|(head, _)| *head).collect::<Vec<_>>(), "step {step}");
+            assert!(recency.newest_first().eq(list.iter().map(|(run, _)| *run)), "step {step}");
             assert_eq!(recency.oldest().map(|(entry, _)| entry), list.last().map(|(_, entry)| *entry));
         }
         assert_eq!(recency.entries.len(), most, "numbers are given out again");

@@ -1,141 +1,246 @@
-//! One edge of the compressed tree, and the sharded table of them.
+//! One edge of the compressed tree as readers see it, and the table of them.
 
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-use smallvec::SmallVec;
-use smg_base::map::StableMap;
+use std::{
+    hash::{BuildHasherDefault, Hasher},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU32, AtomicU64,
+            Ordering::{Acquire, Release},
+        },
+    },
+};
 
-/// A stretch of consecutive chunk hashes without a branch.
+/// Slots in one word of a mask.
+pub(crate) const WORD_SLOTS: usize = u64::BITS as usize;
+
+/// Words of a mask inside the run: 256 slots.
+const WORDS_INLINE: usize = 4;
+
+/// A stretch of consecutive chunk hashes without a branch. What is in it stays; a run that changes is replaced. Only
+/// who holds it whole, and how many runs follow, changes in place, each in one step.
 #[derive(Debug)]
 pub(crate) struct Run {
     /// The hashes; never empty. The run is found under the first.
-    pub(crate) hashes: Vec<u64>,
-    /// The last hash of the run before this one; zero where there is none.
-    pub(crate) before: u64,
-    /// Whether no run follows this one.
-    pub(crate) leaf: bool,
-    /// Who holds how much of it, by ascending slot; never empty.
-    pub(crate) owners: SmallVec<[Owner; 2]>,
+    pub(crate) hashes: Arc<[u64]>,
+    /// The last of them, so that a path that goes through is followed without a look at the others.
+    last: u64,
+    /// Its number among the writers' records.
+    pub(crate) id: u32,
+    /// How many runs come next after it.
+    followers: AtomicU32,
+    /// Which slots hold all of it.
+    whole: [AtomicU64; WORDS_INLINE],
+    /// The same for slots beyond.
+    whole_beyond: Box<[AtomicU64]>,
+    /// Who holds only its beginning, by ascending slot.
+    pub(crate) parts: Box<[Part]>,
 }
 
-/// A worker's hold on a run.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Owner {
+/// A worker's hold on the beginning of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
     /// The worker.
     pub(crate) slot: u16,
     /// How many of the run's first chunks it holds; at least one.
     pub(crate) depth: u32,
-    /// The run's place in the worker's order of use.
-    pub(crate) entry: u32,
 }
 
 impl Run {
-    /// How many chunks the run and `query` share from their beginnings on. The hashes are chained, so equality at a
-    /// position means equality up to it, and the end of agreement can be found by bisection.
+    /// A run with `holds`, by ascending slot.
+    pub(crate) fn new(id: u32, hashes: Arc<[u64]>, followers: u32, holds: impl Iterator<Item = Part> + Clone) -> Self {
+        let length = hashes.len();
+        let is_part = |hold: &Part| (hold.depth as usize) < length;
+        let words = holds.clone().map(|hold| word_of(hold.slot).0 + 1).max().unwrap_or(0);
+        let run = Self {
+            last: hashes.last().copied().unwrap_or(0),
+            hashes,
+            id,
+            followers: AtomicU32::new(followers),
+            whole: Default::default(),
+            whole_beyond: (WORDS_INLINE..words).map(|_| AtomicU64::new(0)).collect(),
+            parts: holds.clone().filter(is_part).collect(),
+        };
+        for hold in holds.filter(|hold| !is_part(hold)) {
+            run.admit(hold.slot);
+        }
+        run
+    }
+
+    /// How many chunks the run and `query` share from their beginnings on.
     pub(crate) fn matched(&self, query: &[u64]) -> usize {
-        let shared = self.hashes.len().min(query.len());
-        if shared == 0 || self.hashes[shared - 1] == query[shared - 1] {
-            return shared;
-        }
-        let (mut equal, mut different) = (0, shared - 1);
-        while equal < different {
-            let middle = equal.midpoint(different);
-            if self.hashes[middle] == query[middle] { equal = middle + 1 } else { different = middle }
-        }
-        equal
+        let length = self.hashes.len();
+        if query.get(length - 1) == Some(&self.last) { length } else { agreement(&self.hashes, query) }
     }
 
-    /// The last hash.
-    pub(crate) fn tail(&self) -> u64 {
-        self.hashes.last().copied().unwrap_or(0)
+    /// Who holds all of it: 64 slots to a word.
+    pub(crate) fn whole(&self) -> impl Iterator<Item = u64> {
+        self.whole.iter().chain(&self.whole_beyond).map(|word| word.load(Acquire))
     }
 
-    /// Where `slot` is, or would be, among the owners.
-    pub(crate) fn owner(&self, slot: u16) -> Result<usize, usize> {
-        match self.owners.as_slice() {
-            [only] if only.slot == slot => Ok(0),
-            owners => owners.binary_search_by_key(&slot, |owner| owner.slot),
+    /// How many words [`Run::whole`] has.
+    pub(crate) fn words(&self) -> usize {
+        WORDS_INLINE + self.whole_beyond.len()
+    }
+
+    /// How many runs come next after it.
+    pub(crate) fn followers(&self) -> u32 {
+        self.followers.load(Acquire)
+    }
+
+    /// Notes how many runs come next after it.
+    pub(crate) fn set_followers(&self, followers: u32) {
+        self.followers.store(followers, Release);
+    }
+
+    /// Lets `slot` hold all of it; false if there is no room for that slot.
+    pub(crate) fn admit(&self, slot: u16) -> bool {
+        let (word, bit) = word_of(slot);
+        self.word(word).is_some_and(|word| {
+            word.fetch_or(bit, Release);
+            true
+        })
+    }
+
+    /// Takes that away.
+    pub(crate) fn dismiss(&self, slot: u16) {
+        let (word, bit) = word_of(slot);
+        if let Some(word) = self.word(word) {
+            word.fetch_and(!bit, Release);
         }
     }
 
-    /// Drops the hashes that nobody holds any more. Only a leaf has such: what follows a run is held by somebody, who
-    /// then holds the whole run too.
-    pub(crate) fn trim(&mut self) {
-        let deepest = self.owners.iter().map(|owner| owner.depth as usize).max().unwrap_or(0);
-        if deepest < self.hashes.len() {
-            self.hashes.truncate(deepest);
-            if self.hashes.capacity() > 2 * deepest {
-                self.hashes.shrink_to_fit();
-            }
-        }
+    /// Whether `slot` holds only a part of it.
+    pub(crate) fn is_part(&self, slot: u16) -> bool {
+        self.parts.binary_search_by_key(&slot, |part| part.slot).is_ok()
     }
 
-    /// Memory taken by this run outside the order of use: the table slot (at a mean load of two thirds), the hashes
-    /// and the owners.
-    pub(crate) fn bytes(&self) -> usize {
-        let spilled = if self.owners.spilled() { self.owners.capacity() * size_of::<Owner>() } else { 0 };
-        size_of::<(u64, Self)>() * 3 / 2 + self.hashes.capacity() * size_of::<u64>() + spilled
+    fn word(&self, word: usize) -> Option<&AtomicU64> {
+        self.whole.get(word).or_else(|| self.whole_beyond.get(word - WORDS_INLINE))
     }
 }
 
-/// The runs by their first hash, in shards so that a writer at one run holds up no reader of another.
-#[derive(Debug)]
-pub(crate) struct Runs {
-    shards: Box<[Shard]>,
+fn word_of(slot: u16) -> (usize, u64) {
+    (usize::from(slot) / WORD_SLOTS, 1 << (usize::from(slot) % WORD_SLOTS))
 }
 
-type Table = StableMap<u64, Run>;
+/// How many hashes two chains share from their beginnings on. Being chained, hashes that are equal at a place are equal up
+/// to it, so the end can be found by bisection.
+pub(crate) fn agreement(one: &[u64], other: &[u64]) -> usize {
+    let shared = one.len().min(other.len());
+    if shared == 0 || one[shared - 1] == other[shared - 1] {
+        return shared;
+    }
+    let (mut equal, mut different) = (0, shared - 1);
+    while equal < different {
+        let middle = equal.midpoint(different);
+        if one[middle] == other[middle] { equal = middle + 1 } else { different = middle }
+    }
+    equal
+}
 
-/// On cache lines of its own.
+/// The runs by their first hash. Readers never wait; what they hold on to is freed after them.
 #[derive(Debug, Default)]
-#[repr(align(128))]
-struct Shard(RwLock<Table>);
+pub(crate) struct Runs(Table);
+
+type Table = papaya::HashMap<u64, Run, BuildHasherDefault<Unhashed>>;
+
+/// The table, kept from freeing what is looked at.
+pub(crate) struct Pinned<'a>(papaya::HashMapRef<'a, u64, Run, BuildHasherDefault<Unhashed>, papaya::LocalGuard<'a>>);
 
 impl Runs {
-    const SHARD_BITS: u32 = 6;
+    /// Memory of a run in the table: its entry, a pointer to that and a byte beside it at a mean load of two thirds.
+    pub(crate) const ENTRY_BYTES: usize = size_of::<(u64, Run)>() + (size_of::<usize>() + 1) * 3 / 2;
 
-    pub(crate) fn new() -> Self {
-        Self { shards: (0..1 << Self::SHARD_BITS).map(|_| Shard::default()).collect() }
-    }
-
-    /// The shard that holds the run headed by `head`, for reading.
-    pub(crate) fn read(&self, head: u64) -> RwLockReadGuard<'_, Table> {
-        self.shard(head).read()
-    }
-
-    /// The same for writing. A caller holds one shard at a time.
-    pub(crate) fn write(&self, head: u64) -> RwLockWriteGuard<'_, Table> {
-        self.shard(head).write()
+    pub(crate) fn pin(&self) -> Pinned<'_> {
+        Pinned(self.0.pin())
     }
 
     /// How many runs there are.
     pub(crate) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.0.read().len()).sum()
+        self.0.len()
+    }
+}
+
+impl Pinned<'_> {
+    /// The run that begins with `head`.
+    pub(crate) fn get(&self, head: u64) -> Option<&Run> {
+        #[cfg(test)]
+        interleaving::step();
+        self.0.get(&head)
     }
 
-    fn shard(&self, head: u64) -> &RwLock<Table> {
-        &self.shards[(head >> (u64::BITS - Self::SHARD_BITS)) as usize].0
+    /// Puts a run in the place of the one that begins like it, if there is one.
+    pub(crate) fn put(&self, run: Run) {
+        #[cfg(test)]
+        interleaving::step();
+        self.0.insert(run.hashes[0], run);
+    }
+
+    /// Takes out the run that begins with `head`.
+    pub(crate) fn remove(&self, head: u64) {
+        #[cfg(test)]
+        interleaving::step();
+        self.0.remove(&head);
     }
 
     #[cfg(test)]
     pub(crate) fn for_each(&self, mut visit: impl FnMut(u64, &Run)) {
-        for shard in &self.shards {
-            for (head, run) in shard.0.read().iter() {
-                visit(*head, run);
-            }
+        for (head, run) in &self.0 {
+            visit(*head, run);
+        }
+    }
+}
+
+/// The keys are hashes already, seeded with what a cluster keeps to itself.
+#[derive(Debug, Default)]
+pub(crate) struct Unhashed(u64);
+
+impl Hasher for Unhashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+}
+
+/// Lets a test choose what happens between any two looks at the table.
+#[cfg(test)]
+pub(crate) mod interleaving {
+    use std::cell::Cell;
+
+    thread_local! {
+        static STEP: Cell<Option<fn()>> = const { Cell::new(None) };
+    }
+
+    /// Sets what happens at each step of this thread.
+    pub(crate) fn at_each_step(then: Option<fn()>) {
+        STEP.set(then);
+    }
+
+    pub(crate) fn step() {
+        if let Some(then) = STEP.get() {
+            then();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use smallvec::smallvec;
-
     use super::*;
 
     #[test]
     fn the_end_of_agreement_is_found_wherever_it_is() {
         for length in 1..40_u64 {
-            let run = Run { hashes: (1..=length).collect(), before: 0, leaf: true, owners: SmallVec::new() };
+            let run = Run::new(0, (1..=length).collect(), 0, std::iter::empty());
             for agree in 0..=length {
                 for query_length in agree..45 {
                     let query: Vec<u64> =
@@ -147,13 +252,20 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_holds_is_dropped() {
-        let owner = |slot, depth| Owner { slot, depth, entry: 0 };
-        let mut run =
-            Run { hashes: (1..=100).collect(), before: 0, leaf: true, owners: smallvec![owner(1, 7), owner(4, 9)] };
-        run.trim();
-        assert_eq!(run.hashes, (1..=9).collect::<Vec<_>>());
-        assert!(run.hashes.capacity() <= 18);
-        assert_eq!([run.owner(1), run.owner(2), run.owner(4), run.owner(5)], [Ok(0), Err(1), Ok(1), Err(2)]);
+    fn holders_are_whole_or_parts() {
+        let holds = [(3, 10), (64, 4), (255, 10), (900, 10)].map(|(slot, depth)| Part { slot, depth });
+        let run = Run::new(0, (1..=10).collect(), 0, holds.into_iter());
+        let whole = |run: &Run| {
+            let words: Vec<u64> = run.whole().collect();
+            let all = u16::try_from(words.len() * WORD_SLOTS).unwrap();
+            (0..all).filter(|slot| words[word_of(*slot).0] & word_of(*slot).1 != 0).collect::<Vec<u16>>()
+        };
+        assert_eq!(whole(&run), [3, 255, 900]);
+        assert_eq!(&*run.parts, [Part { slot: 64, depth: 4 }]);
+        assert!(run.is_part(64) && !run.is_part(3));
+        assert!(run.admit(40) && run.admit(959) && !run.admit(960), "as far as its mask reaches");
+        run.dismiss(255);
+        run.dismiss(2_000);
+        assert_eq!(whole(&run), [3, 40, 900, 959]);
     }
 }

@@ -1,0 +1,131 @@
+//! The readers' side: down the tree, without waiting and without allocating.
+
+use smallvec::SmallVec;
+use smg_base::WorkerId;
+
+use crate::{
+    directory::Directory,
+    run::{Pinned, WORD_SLOTS},
+};
+
+/// What a lookup found. Reuse it, or make one on the stack.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// For each worker asked about, in the order asked. Empty if nobody holds anything.
+    pub holders: SmallVec<[Held; 128]>,
+    /// Names the branch of the tree that the text is on: what follows the last point where dispatched texts part. The
+    /// turns of one conversation share it, and two conversations after one system prompt do not. Nothing for a text
+    /// without a whole chunk.
+    pub branch: Option<u64>,
+    /// By slot. More slots than workers: those of the forgotten are not free at once.
+    depths: SmallVec<[u32; 256]>,
+    /// Which slots hold everything up to where the walk is.
+    alive: SmallVec<[u64; 4]>,
+}
+
+/// What one worker holds of a text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Held {
+    /// How many of the text's first chunks.
+    pub chunks: u32,
+    /// How far the worker's engine has borne out such predictions, in `0.0..=1.0`.
+    pub trust: f32,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self { chunks: 0, trust: 1.0 }
+    }
+}
+
+impl Found {
+    /// Goes down the tree along `chunks`, and notes how deep each of `slots` slots holds them and what the branch is.
+    /// False if nobody holds anything.
+    pub(crate) fn walk(&mut self, runs: &Pinned<'_>, chunks: &[u64], slots: usize) -> bool {
+        self.alive.clear();
+        self.holders.clear();
+        self.branch = chunks.first().copied();
+        let mut base = 0;
+        // At the end of a leaf the text goes on along the branch, as it does where the tree itself only goes on; at a
+        // fork it starts a branch of its own.
+        let mut followers = None;
+        while let Some(&head) = chunks.get(base) {
+            let Some(run) = runs.get(head) else {
+                if followers != Some(0) {
+                    self.branch = Some(head);
+                }
+                break;
+            };
+            let matched = run.matched(&chunks[base..]);
+            if base == 0 {
+                self.alive.extend(run.whole());
+                self.depths.clear();
+                self.depths.resize(slots, 0);
+            } else {
+                self.narrow(run.whole(), run.words(), base);
+            }
+            for part in &run.parts {
+                // Whoever does not hold everything before this run was caught in the middle of a write.
+                if let Some(depth) = self.depths.get_mut(usize::from(part.slot))
+                    && *depth as usize == base
+                {
+                    *depth += part.depth.min(chunk_count(matched));
+                }
+            }
+            base += matched;
+            if followers != Some(1) {
+                self.branch = Some(head);
+            }
+            if matched < run.hashes.len() {
+                self.branch = chunks.get(base).copied().or(self.branch);
+                break;
+            }
+            followers = Some(run.followers());
+        }
+        self.settle(base);
+        base > 0
+    }
+
+    /// Gives each of `workers` what the walk noted.
+    pub(crate) fn assign(&mut self, directory: &Directory, workers: impl Iterator<Item = WorkerId>) {
+        let (depths, mut next) = (&self.depths, 0);
+        self.holders.extend(workers.map(|worker| {
+            let Some(at) = directory.find_from(next, worker) else { return Held::default() };
+            next = at + 1;
+            let (slot, trust) = directory.seat(at);
+            Held { chunks: depths.get(usize::from(slot)).copied().unwrap_or(0), trust }
+        }));
+    }
+
+    /// Keeps alive who also holds the next run whole; the others hold `base` chunks, and perhaps a part of the run.
+    fn narrow(&mut self, whole: impl Iterator<Item = u64>, words: usize, base: usize) {
+        let whole = whole.chain(std::iter::repeat_n(0, self.alive.len().saturating_sub(words)));
+        for ((alive, whole), word) in self.alive.iter_mut().zip(whole).zip(0..) {
+            let lost = *alive & !whole;
+            *alive &= whole;
+            note(&mut self.depths, lost, word, base);
+        }
+    }
+
+    fn settle(&mut self, base: usize) {
+        for (alive, word) in self.alive.iter().zip(0..) {
+            note(&mut self.depths, *alive, word, base);
+        }
+    }
+}
+
+/// Notes the same depth for all slots in a word of a mask.
+fn note(depths: &mut [u32], mut slots: u64, word: usize, depth: usize) {
+    let depth = chunk_count(depth);
+    while slots != 0 {
+        let slot = word * WORD_SLOTS + slots.trailing_zeros() as usize;
+        if let Some(noted) = depths.get_mut(slot) {
+            *noted = depth;
+        }
+        slots &= slots - 1;
+    }
+}
+
+fn chunk_count(chunks: usize) -> u32 {
+    u32::try_from(chunks).unwrap_or(u32::MAX)
+}
