@@ -5,9 +5,10 @@ use std::{net::IpAddr, time::Duration};
 use smg_base::Secret;
 
 use crate::{
-    config::{Bench, CacheConfig, Config, Dialect, EventFraming, Speed},
+    config::{Bench, CacheConfig, Config, Dialect, EventFraming, KvEventFormat, KvEvents, Speed},
     error::Error,
     faults::{BadFault, Rule},
+    kv_events::KvPublisher,
     server::MockWorker,
 };
 
@@ -47,6 +48,21 @@ pub struct Args {
     /// Blocks of the prefix cache; 0 turns it off.
     #[arg(long, default_value_t = 16_384)]
     pub cache_blocks: u32,
+    /// Where to publish what happens to the prefix cache, such as tcp://127.0.0.1:5557; port 0 lets the system choose.
+    #[arg(long, value_name = "ENDPOINT")]
+    pub kv_events: Option<String>,
+    /// Where to repeat events that were missed.
+    #[arg(long, value_name = "ENDPOINT", requires = "kv_events")]
+    pub kv_events_replay: Option<String>,
+    /// What messages with events begin with.
+    #[arg(long, default_value = "", requires = "kv_events")]
+    pub kv_events_topic: String,
+    /// Whose way of writing events it is.
+    #[arg(long, value_enum, default_value_t = KvEventFormat::VllmArray, requires = "kv_events")]
+    pub kv_events_format: KvEventFormat,
+    /// How many batches of events can be repeated.
+    #[arg(long, default_value_t = 10_000, requires = "kv_events")]
+    pub kv_events_buffer_steps: usize,
     /// Requests that may run at once.
     #[arg(long, default_value_t = 256)]
     pub running_max: u32,
@@ -99,6 +115,13 @@ impl From<Args> for Config {
             event_bytes: args.bench_event_bytes,
             event_interval: Duration::from_millis(args.bench_event_interval_ms),
         };
+        let kv_events = args.kv_events.map(|endpoint| KvEvents {
+            endpoint,
+            replay: args.kv_events_replay,
+            topic: args.kv_events_topic,
+            format: args.kv_events_format,
+            buffer_steps: args.kv_events_buffer_steps,
+        });
         Self {
             name: args.name.unwrap_or_else(|| format!("mock-{}", args.port)),
             dialect: args.dialect,
@@ -110,6 +133,7 @@ impl From<Args> for Config {
             output_tokens: args.output_tokens,
             seed: args.seed,
             cache: CacheConfig { block_tokens: args.block_size, blocks: args.cache_blocks },
+            kv_events,
             speed: Speed {
                 running_max: args.running_max,
                 prefill_tokens_per_second: args.prefill_rate,
@@ -140,7 +164,15 @@ pub async fn run(args: Args) -> Result<(), Error> {
     let config = Config::from(args);
     let (dialect, model) = (config.dialect, config.model().to_owned());
     let worker = MockWorker::start(config).await?;
-    tracing::info!(url = worker.url(), ?dialect, model, "fake engine listens");
+    let kv_events = worker.kv_events();
+    tracing::info!(
+        url = worker.url(),
+        ?dialect,
+        model,
+        kv_events = kv_events.map(KvPublisher::endpoint),
+        kv_events_replay = kv_events.and_then(KvPublisher::replay),
+        "fake engine listens"
+    );
     tokio::select! {
         _ = terminate.recv() => {}
         interrupted = tokio::signal::ctrl_c() => interrupted.map_err(Error::Signal)?,

@@ -24,6 +24,19 @@ pub(crate) struct PrefixCache {
     newest: u32,
     /// Length of that list.
     idle: usize,
+    /// What happened since it was last asked for, if anybody asks.
+    changes: Option<Vec<Change>>,
+}
+
+/// Something happened to the content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// The block of this hash is there.
+    Stored(u64),
+    /// It is there no longer.
+    Removed(u64),
+    /// None is.
+    Cleared,
 }
 
 #[derive(Debug, Clone)]
@@ -43,18 +56,17 @@ pub(crate) struct Held {
     pub(crate) hits: usize,
 }
 
-/// The hashes of the full blocks of `tokens`, each over everything before it, beginning with `salt`.
-pub(crate) fn block_hashes(tokens: &[Token], block_tokens: usize, salt: u64) -> Vec<u64> {
-    let mut hashes = Vec::with_capacity(tokens.len() / block_tokens);
-    let mut chain = hash::mix(salt, 0);
+/// Adds to `hashes` what it lacks of the hashes of the full blocks of `tokens`, each over everything before it, beginning with
+/// `salt`.
+pub(crate) fn hash_blocks(hashes: &mut Vec<u64>, tokens: &[Token], block_tokens: usize, salt: u64) {
+    let mut chain = hashes.last().copied().unwrap_or_else(|| hash::mix(salt, 0));
     let mut bytes = Vec::with_capacity(block_tokens * 4);
-    for block in tokens.chunks_exact(block_tokens) {
+    for block in tokens[hashes.len() * block_tokens..].chunks_exact(block_tokens) {
         bytes.clear();
         bytes.extend(block.iter().flat_map(|token| token.to_le_bytes()));
         chain = hash::stable64_seeded(&bytes, chain);
         hashes.push(chain);
     }
-    hashes
 }
 
 impl PrefixCache {
@@ -69,7 +81,18 @@ impl PrefixCache {
             oldest: NONE,
             newest: NONE,
             idle: 0,
+            changes: None,
         }
+    }
+
+    /// Keeps a record of what happens, for [`PrefixCache::changes`].
+    pub(crate) fn record(&mut self) {
+        self.changes = Some(Vec::new());
+    }
+
+    /// What happened since it was last emptied, in order; none if no record is kept.
+    pub(crate) fn changes(&mut self) -> Option<&mut Vec<Change>> {
+        self.changes.as_mut()
     }
 
     pub(crate) fn block_tokens(&self) -> usize {
@@ -113,14 +136,19 @@ impl PrefixCache {
         Some(held)
     }
 
-    /// Gives blocks back. `hashes` names the blocks that are full by now, from the first.
-    pub(crate) fn release(&mut self, held: Held, hashes: &[u64]) {
-        for (place, &slot) in held.slots.iter().enumerate().rev() {
-            if let Some(&hash) = hashes.get(place)
-                && self.slots[slot as usize].content.is_none()
-            {
+    /// Names the blocks of `held` that are full by now, which are the first ones; those before `from` have their names.
+    pub(crate) fn name(&mut self, held: &Held, hashes: &[u64], from: usize) {
+        for (&slot, &hash) in held.slots.iter().zip(hashes).skip(from) {
+            if self.slots[slot as usize].content.is_none() {
                 self.fill(slot, hash);
             }
+        }
+    }
+
+    /// Gives blocks back. `hashes` names the blocks that are full by now, from the first.
+    pub(crate) fn release(&mut self, held: Held, hashes: &[u64]) {
+        self.name(&held, hashes, 0);
+        for &slot in held.slots.iter().rev() {
             let entry = &mut self.slots[slot as usize];
             entry.users -= 1;
             if entry.users > 0 {
@@ -143,6 +171,19 @@ impl PrefixCache {
             self.empty.push(slot);
         }
         self.index.clear();
+        self.changed(Change::Cleared);
+    }
+
+    /// The hashes of all blocks.
+    #[cfg(test)]
+    pub(crate) fn content(&self) -> impl Iterator<Item = u64> {
+        self.index.keys().copied()
+    }
+
+    fn changed(&mut self, change: Change) {
+        if let Some(changes) = &mut self.changes {
+            changes.push(change);
+        }
     }
 
     /// Names the content of `slot`, unless another slot has the same.
@@ -150,6 +191,7 @@ impl PrefixCache {
         if let hashbrown::hash_map::Entry::Vacant(vacant) = self.index.entry(hash) {
             vacant.insert(slot);
             self.slots[slot as usize].content = Some(hash);
+            self.changed(Change::Stored(hash));
         }
     }
 
@@ -160,6 +202,7 @@ impl PrefixCache {
             self.unlink(slot);
             if let Some(hash) = self.slots[slot as usize].content.take() {
                 self.index.remove(&hash);
+                self.changed(Change::Removed(hash));
             }
             slot
         });
@@ -206,6 +249,12 @@ mod tests {
     use smg_base::{Random, SplitMix};
 
     use super::*;
+
+    fn block_hashes(tokens: &[Token], block_tokens: usize, salt: u64) -> Vec<u64> {
+        let mut hashes = Vec::new();
+        hash_blocks(&mut hashes, tokens, block_tokens, salt);
+        hashes
+    }
 
     fn hashes(tokens: std::ops::Range<u32>) -> Vec<u64> {
         block_hashes(&tokens.collect::<Vec<_>>(), 4, 7)

@@ -32,6 +32,8 @@ pub struct Config {
     pub seed: u64,
     /// The prefix cache.
     pub cache: CacheConfig,
+    /// Where it tells what the prefix cache holds, if it does.
+    pub kv_events: Option<KvEvents>,
     /// The queue model.
     pub speed: Speed,
     /// How events of a stream leave.
@@ -60,6 +62,7 @@ impl Default for Config {
             output_tokens: 16,
             seed: 0,
             cache: CacheConfig::default(),
+            kv_events: None,
             speed: Speed::default(),
             framing: EventFraming::Chunk,
             bench: None,
@@ -85,6 +88,8 @@ pub enum Dialect {
     Vllm,
     /// SGLang's server.
     Sglang,
+    /// TensorRT-LLM's server, whose events of the prefix cache are fetched.
+    Trtllm,
     /// A cloud-like API with OpenAI's endpoints and nothing else.
     Openai,
     /// A cloud-like API with Anthropic's endpoints and nothing else.
@@ -104,6 +109,55 @@ impl Default for CacheConfig {
     fn default() -> Self {
         Self { block_tokens: 16, blocks: 16_384 }
     }
+}
+
+/// The publisher of what happens to the prefix cache.
+#[derive(Clone, Debug)]
+pub struct KvEvents {
+    /// Where it publishes, such as `tcp://127.0.0.1:5557`; port 0 lets the system choose.
+    pub endpoint: String,
+    /// Where it repeats what was missed, if anywhere.
+    pub replay: Option<String>,
+    /// What its messages begin with.
+    pub topic: String,
+    /// How it writes.
+    pub format: KvEventFormat,
+    /// How many batches can be repeated, the latest ones.
+    pub buffer_steps: usize,
+}
+
+impl KvEvents {
+    /// A publisher on free ports of `host`, which also repeats.
+    pub fn on(host: IpAddr) -> Self {
+        let endpoint = match host {
+            IpAddr::V4(host) => format!("tcp://{host}:0"),
+            IpAddr::V6(host) => format!("tcp://[{host}]:0"),
+        };
+        Self { replay: Some(endpoint.clone()), endpoint, ..Self::default() }
+    }
+}
+
+impl Default for KvEvents {
+    fn default() -> Self {
+        Self {
+            endpoint: "tcp://*:5557".to_owned(),
+            replay: None,
+            topic: String::new(),
+            format: KvEventFormat::VllmArray,
+            buffer_steps: 10_000,
+        }
+    }
+}
+
+/// Whose way of writing events of the prefix cache it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum KvEventFormat {
+    /// vLLM's until June 2026: lists, with names that are numbers.
+    VllmArray,
+    /// vLLM's since: maps, with names that are bytes.
+    VllmMap,
+    /// SGLang's: lists, one for each page.
+    Sglang,
 }
 
 /// The queue model. A rate of zero means infinitely fast.

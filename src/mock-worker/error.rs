@@ -13,6 +13,14 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The publisher of KV events cannot listen there. Nothing was started.
+    #[error("cannot publish events on {endpoint}: {source}")]
+    BindEvents {
+        /// The endpoint asked for.
+        endpoint: String,
+        /// Why not.
+        source: Box<zeromq::ZmqError>,
+    },
     /// The signals that end the process cannot be observed. Nothing was started.
     #[error("cannot wait for signals: {0}")]
     Signal(io::Error),

@@ -9,7 +9,7 @@
 //! 2. [`Faults`] pick what will go wrong, from rules or from the request itself;
 //! 3. `routes` finds what the dialect serves; the prompt is cut into tokens by a reversible toy tokenizer;
 //! 4. `scheduler` makes it wait as an engine would: a running slot, the prefill of what the prefix cache lacks, one
-//!    decode step per token;
+//!    decode step per token; `kv_events` tells what that does to the cache, as engines do;
 //! 5. `script` decides the text from a hash of the prompt, or from what the prompt asks for;
 //! 6. `reply` writes it, applying the faults at the byte they name.
 //!
@@ -22,6 +22,7 @@ mod connection;
 mod error;
 mod faults;
 mod http1;
+mod kv_events;
 mod ledger;
 mod reply;
 mod routes;
@@ -33,8 +34,9 @@ mod tokens;
 mod worker;
 
 pub use args::{Args, run};
-pub use config::{Bench, CacheConfig, Canned, Config, Dialect, EventFraming, Limits, Speed};
+pub use config::{Bench, CacheConfig, Canned, Config, Dialect, EventFraming, KvEventFormat, KvEvents, Limits, Speed};
 pub use error::Error;
 pub use faults::{Action, BadFault, Fault, Faults, Point, Rule, Step};
+pub use kv_events::{EventStreams, KvPublisher};
 pub use ledger::{Entry, Ledger, Outcome, Waited};
 pub use server::MockWorker;

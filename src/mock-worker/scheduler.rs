@@ -9,9 +9,10 @@ use tokio::{
 };
 
 use crate::{
-    cache::{Held, PrefixCache, block_hashes},
+    cache::{Held, PrefixCache, hash_blocks},
     config::{CacheConfig, Speed},
-    tokens::Token,
+    kv_events::{Blocks, Journal},
+    tokens::{Namespace, Token},
 };
 
 /// Who runs and who waits.
@@ -21,6 +22,9 @@ pub(crate) struct Scheduler {
     /// Whoever holds it has its prompt computed.
     prefill: Turnstile<()>,
     speed: Speed,
+    block_tokens: usize,
+    /// Where the cache's changes are told, if anybody asked for them.
+    journal: Option<Arc<Journal>>,
 }
 
 #[derive(Debug)]
@@ -96,11 +100,18 @@ impl Load {
 /// What a request needs.
 #[derive(Debug)]
 pub(crate) struct Job {
-    prompt: Vec<Token>,
-    /// What will be generated, which a fake engine knows beforehand.
-    output: Vec<Token>,
+    /// The prompt, and what will be generated, which a fake engine knows beforehand.
+    tokens: Vec<Token>,
+    prompt_tokens: usize,
+    /// Of the blocks that are full by now.
     hashes: Vec<u64>,
-    salt: u64,
+    namespace: Namespace,
+}
+
+impl Job {
+    fn blocks(&self) -> Blocks<'_> {
+        Blocks { tokens: &self.tokens, hashes: &self.hashes, namespace: &self.namespace }
+    }
 }
 
 /// The queue is full.
@@ -127,16 +138,21 @@ pub(crate) struct Grant {
 }
 
 impl Scheduler {
-    pub(crate) fn new(speed: Speed, cache: &CacheConfig) -> Self {
+    pub(crate) fn new(speed: Speed, cache: &CacheConfig, journal: Option<Arc<Journal>>) -> Self {
+        let mut blocks = PrefixCache::new(cache.block_tokens, cache.blocks);
+        if journal.is_some() {
+            blocks.record();
+        }
+        let block_tokens = blocks.block_tokens();
         let state = State {
-            cache: PrefixCache::new(cache.block_tokens, cache.blocks),
+            cache: blocks,
             running: 0,
             waiting: VecDeque::new(),
             last_id: 0,
             totals: Totals::default(),
             pace: Pace { since: Instant::now(), tokens: 0, per_second: 0.0 },
         };
-        Self { state: Mutex::new(state), prefill: Turnstile::new(()), speed }
+        Self { state: Mutex::new(state), prefill: Turnstile::new(()), speed, block_tokens, journal }
     }
 
     /// Enters the queue for `prompt`, after which `output` will be generated.
@@ -144,11 +160,13 @@ impl Scheduler {
         self: &Arc<Self>,
         prompt: Vec<Token>,
         output: Vec<Token>,
-        salt: u64,
+        namespace: Namespace,
     ) -> Result<Place, QueueFull> {
-        let block_tokens = self.state.lock().cache.block_tokens();
-        let hashes = block_hashes(&prompt, block_tokens, salt);
-        let job = Job { prompt, output, hashes, salt };
+        let mut hashes = Vec::with_capacity(prompt.len() / self.block_tokens);
+        hash_blocks(&mut hashes, &prompt, self.block_tokens, namespace.root());
+        let (prompt_tokens, mut tokens) = (prompt.len(), prompt);
+        tokens.extend(output);
+        let job = Job { tokens, prompt_tokens, hashes, namespace };
         let mut state = self.state.lock();
         state.last_id += 1;
         let id = state.last_id;
@@ -180,8 +198,31 @@ impl Scheduler {
         let is_idle = state.running == 0 && state.waiting.is_empty();
         if is_idle {
             state.cache.flush();
+            let nobody = Blocks { tokens: &[], hashes: &[], namespace: &Namespace::default() };
+            self.note(&mut state, nobody);
+            self.tell();
         }
         is_idle
+    }
+
+    /// Notes what happened to the cache, of which `blocks` is the cause.
+    fn note(&self, state: &mut State, blocks: Blocks<'_>) {
+        if let (Some(journal), Some(changes)) = (&self.journal, state.cache.changes()) {
+            journal.note(changes, blocks);
+        }
+    }
+
+    /// Tells what was noted.
+    fn tell(&self) {
+        if let Some(journal) = &self.journal {
+            journal.close();
+        }
+    }
+
+    /// The hashes of the blocks in the cache.
+    #[cfg(test)]
+    pub(crate) fn content(&self) -> Vec<u64> {
+        self.state.lock().cache.content().collect()
     }
 
     /// Lets those in front of the queue run for whom there is room.
@@ -230,11 +271,12 @@ impl State {
         }
         let block_tokens = self.cache.block_tokens();
         // The last token of a prompt is always computed: its output is what is wanted.
-        let hits_max = job.prompt.len().saturating_sub(1) / block_tokens;
-        let blocks = (job.prompt.len() + job.output.len()).div_ceil(block_tokens);
+        let hits_max = job.prompt_tokens.saturating_sub(1) / block_tokens;
+        let blocks = job.tokens.len().div_ceil(block_tokens);
         let Some(held) = self.cache.hold(&job.hashes, hits_max, blocks - job.hashes.len()) else { return Err(job) };
+        scheduler.note(self, job.blocks());
         self.running += 1;
-        self.totals.prompt_tokens += job.prompt.len() as u64;
+        self.totals.prompt_tokens += job.prompt_tokens as u64;
         self.totals.cached_tokens += (held.hits * block_tokens) as u64;
         Ok(Grant { scheduler: Arc::clone(scheduler), job, held, generated: 0, next_token: None })
     }
@@ -277,7 +319,7 @@ impl Drop for Place {
 impl Grant {
     /// Tokens of the prompt that the cache had.
     pub(crate) fn cached_tokens(&self) -> u64 {
-        (self.held.hits * self.scheduler.state.lock().cache.block_tokens()) as u64
+        (self.held.hits * self.scheduler.block_tokens) as u64
     }
 
     /// Whether the prompt takes time to compute.
@@ -292,6 +334,7 @@ impl Grant {
             let _turn = self.scheduler.prefill.lock().await;
             tokio::time::sleep(duration).await;
         }
+        self.scheduler.tell();
         let interval = self.scheduler.decode_interval();
         self.next_token = (!interval.is_zero()).then(Instant::now);
     }
@@ -304,13 +347,30 @@ impl Grant {
     /// Counts a step that generated `tokens` tokens of one answer.
     pub(crate) fn generated(&mut self, tokens: u32) {
         self.generated += tokens as usize;
+        self.name_blocks();
         if let Some(next) = &mut self.next_token {
             *next += self.scheduler.decode_interval() * tokens;
         }
     }
 
+    /// Names the blocks that generation has filled since the last step.
+    fn name_blocks(&mut self) {
+        let Self { scheduler, job, .. } = self;
+        let full = job.tokens.len().min(job.prompt_tokens + self.generated);
+        let named = job.hashes.len();
+        if full / scheduler.block_tokens <= named {
+            return;
+        }
+        hash_blocks(&mut job.hashes, &job.tokens[..full], scheduler.block_tokens, job.namespace.root());
+        let mut state = scheduler.state.lock();
+        state.cache.name(&self.held, &job.hashes, named);
+        scheduler.note(&mut state, job.blocks());
+        drop(state);
+        scheduler.tell();
+    }
+
     fn prefill_time(&self) -> Duration {
-        let uncached = (self.job.prompt.len() as u64).saturating_sub(self.cached_tokens());
+        let uncached = (self.job.prompt_tokens as u64).saturating_sub(self.cached_tokens());
         #[expect(clippy::cast_precision_loss, reason = "prompts are far below 2^52 tokens")]
         let uncached = uncached as f64;
         self.scheduler.time_of(uncached, self.scheduler.speed.prefill_tokens_per_second)
@@ -319,19 +379,18 @@ impl Grant {
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        let job = &mut self.job;
-        job.output.truncate(self.generated);
-        let generated = job.output.len() as u64;
-        job.prompt.append(&mut job.output);
+        let job = &self.job;
+        let generated = self.generated.min(job.tokens.len() - job.prompt_tokens) as u64;
         {
             let mut state = self.scheduler.state.lock();
-            let hashes = block_hashes(&job.prompt, state.cache.block_tokens(), job.salt);
-            state.cache.release(std::mem::take(&mut self.held), &hashes);
+            state.cache.release(std::mem::take(&mut self.held), &job.hashes);
+            self.scheduler.note(&mut state, job.blocks());
             state.running -= 1;
             state.totals.output_tokens += generated;
             state.totals.requests += 1;
             state.pace.add(generated);
         }
+        self.scheduler.tell();
         self.scheduler.advance();
     }
 }

@@ -8,7 +8,7 @@
 use serde_json::{Map, Value, json};
 use smg_base::{Random, SplitMix, hash};
 
-use crate::tokens::{self, Piece, Token};
+use crate::tokens::{self, Namespace, Piece, Token};
 
 /// Words of three letters: with its space, each is one token.
 const WORDS: [&str; 32] = [
@@ -45,8 +45,8 @@ pub(crate) struct Ask {
     pub(crate) may_think: bool,
     /// The JSON that is wanted, as a schema.
     pub(crate) schema: Option<Value>,
-    /// What keeps this prompt's cache entries apart: a salt, an adapter.
-    pub(crate) salt: u64,
+    /// What keeps this prompt's cache entries apart.
+    pub(crate) namespace: Namespace,
 }
 
 /// A tool the model may call.

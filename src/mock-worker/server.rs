@@ -7,7 +7,15 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{config::Config, connection, error::Error, faults::Faults, ledger::Ledger, worker::Worker};
+use crate::{
+    config::{Config, Dialect},
+    connection,
+    error::Error,
+    faults::Faults,
+    kv_events::{self, Journal, KvPublisher, Outlet},
+    ledger::Ledger,
+    worker::Worker,
+};
 
 /// A running worker. Dropping it stops it.
 #[derive(Debug)]
@@ -16,8 +24,9 @@ pub struct MockWorker {
     url: String,
     ledger: Ledger,
     faults: Faults,
-    /// Holds the one task that accepts, which owns the connections.
-    accepting: JoinSet<()>,
+    kv_events: Option<KvPublisher>,
+    /// The task that accepts, which owns the connections, and those that publish events.
+    tasks: JoinSet<()>,
 }
 
 impl MockWorker {
@@ -30,11 +39,16 @@ impl MockWorker {
         let bind = |source| Error::Bind { address, source };
         let listener = listen(address).map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
-        let worker = Arc::new(Worker::new(config));
+        let mut tasks = JoinSet::new();
+        let journal = journal(&config);
+        let kv_events = match (&config.kv_events, &journal) {
+            (Some(events), Some(journal)) => Some(kv_events::bound(events, Arc::clone(journal), &mut tasks).await?),
+            _ => None,
+        };
+        let worker = Arc::new(Worker::new(config, journal, kv_events.clone()));
         let (ledger, faults) = (worker.ledger.clone(), worker.faults.clone());
-        let mut accepting = JoinSet::new();
-        accepting.spawn(accept(listener, worker));
-        Ok(Self { address, url: format!("http://{address}"), ledger, faults, accepting })
+        tasks.spawn(accept(listener, worker));
+        Ok(Self { address, url: format!("http://{address}"), ledger, faults, kv_events, tasks })
     }
 
     /// Where it listens.
@@ -57,10 +71,25 @@ impl MockWorker {
         &self.faults
     }
 
+    /// Who is told what happens to the prefix cache, if anybody can be.
+    pub fn kv_events(&self) -> Option<&KvPublisher> {
+        self.kv_events.as_ref()
+    }
+
     /// Closes the listener and every connection, as a killed process would.
     pub async fn stop(mut self) {
-        self.accepting.shutdown().await;
+        self.tasks.shutdown().await;
     }
+}
+
+/// Where events of the prefix cache are noted, if somebody may want them.
+fn journal(config: &Config) -> Option<Arc<Journal>> {
+    let (outlet, kept_max) = match (&config.kv_events, config.dialect) {
+        (Some(events), _) => (Outlet::Published(events.format), events.buffer_steps),
+        (None, Dialect::Trtllm) => (Outlet::Drained, DRAINED_EVENTS_MAX),
+        (None, _) => return None,
+    };
+    Some(Arc::new(Journal::new(outlet, &config.cache, kept_max)))
 }
 
 /// Listens with a backlog that takes a storm of connections without dropping a SYN, which costs its caller a second.
@@ -98,6 +127,8 @@ async fn accept(listener: TcpListener, worker: Arc<Worker>) {
     }
 }
 
+/// Events that wait to be fetched; the oldest give way.
+const DRAINED_EVENTS_MAX: usize = 16_384;
 /// Connections that may wait to be accepted; the system may allow fewer.
 const BACKLOG: u32 = 8192;
 /// A pause after a failed accept, which is mostly a lack of descriptors that passes.

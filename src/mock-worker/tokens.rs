@@ -5,8 +5,29 @@
 //! its own (two, if it needs four bytes in UTF-8). Cutting is local: appending to a text changes at most its last
 //! token, so a longer conversation has the shorter one's tokens as its prefix.
 
+use std::sync::Arc;
+
+use smg_base::hash;
+
 /// A token's id. Below [`SPECIAL`] it packs bytes; above, it marks a role or stands for an image.
 pub(crate) type Token = u32;
+
+/// What keeps the cache entries of prompts apart beside their tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Namespace {
+    /// The name of the adapter.
+    pub(crate) lora: Option<Arc<str>>,
+    /// The tenant's salt.
+    pub(crate) salt: Option<Arc<str>>,
+}
+
+impl Namespace {
+    /// What the first block's hash begins with.
+    pub(crate) fn root(&self) -> u64 {
+        let part = |part: &Option<Arc<str>>| hash::stable64(part.as_deref().unwrap_or_default().as_bytes());
+        hash::mix(part(&self.salt), part(&self.lora))
+    }
+}
 
 const ONE: Token = 0;
 const TWO: Token = ONE + (1 << 8);

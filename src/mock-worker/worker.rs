@@ -13,6 +13,7 @@ use crate::{
     config::{Config, Dialect},
     faults::Faults,
     http1::BadRequest,
+    kv_events::{Journal, KvPublisher},
     ledger::Ledger,
     reply::{Plain, StreamHead},
     routes::Prepared,
@@ -27,6 +28,10 @@ pub(crate) struct Worker {
     pub(crate) faults: Faults,
     pub(crate) scheduler: Arc<Scheduler>,
     pub(crate) store: Store,
+    /// What happens to the cache, if anybody asked for it.
+    pub(crate) journal: Option<Arc<Journal>>,
+    /// Who is told of it.
+    pub(crate) kv_publisher: Option<KvPublisher>,
     /// Canned answers, in the bench mode.
     pub(crate) prepared: Option<Prepared>,
     /// Fields that every head has, with their line ends.
@@ -35,9 +40,9 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(config: Config) -> Self {
+    pub(crate) fn new(config: Config, journal: Option<Arc<Journal>>, kv_publisher: Option<KvPublisher>) -> Self {
         let server = match config.dialect {
-            Dialect::Vllm | Dialect::Sglang => "uvicorn",
+            Dialect::Vllm | Dialect::Sglang | Dialect::Trtllm => "uvicorn",
             Dialect::Openai | Dialect::Anthropic => "cloudflare",
         };
         let name: String = config.name.chars().filter(char::is_ascii_graphic).collect();
@@ -46,8 +51,10 @@ impl Worker {
             prepared: config.bench.as_ref().map(|bench| Prepared::new(bench, config.framing, &identity)),
             ledger: Ledger::new(config.limits.ledger_entries_max),
             faults: Faults::new(config.faults.clone(), config.limits.rules_max),
-            scheduler: Arc::new(Scheduler::new(config.speed.clone(), &config.cache)),
+            scheduler: Arc::new(Scheduler::new(config.speed.clone(), &config.cache, journal.clone())),
             store: Store::new(config.limits.stored_responses_max),
+            journal,
+            kv_publisher,
             identity,
             ids: AtomicU64::new(0),
             config,
@@ -100,7 +107,7 @@ impl Worker {
             Dialect::Vllm => json!({"error": {
                 "message": message, "type": python_error(status), "param": null, "code": status,
             }}),
-            Dialect::Sglang => json!({
+            Dialect::Sglang | Dialect::Trtllm => json!({
                 "object": "error", "message": message, "type": python_error(status), "param": null, "code": status,
             }),
             Dialect::Openai => json!({"error": {
@@ -131,7 +138,7 @@ impl Worker {
     /// The answer to a path that the dialect does not have.
     pub(crate) fn unknown_path(&self, status: u16, path: &str) -> Plain {
         match self.config.dialect {
-            Dialect::Vllm | Dialect::Sglang => {
+            Dialect::Vllm | Dialect::Sglang | Dialect::Trtllm => {
                 let detail = if status == 405 { "Method Not Allowed" } else { "Not Found" };
                 self.json(status, &json!({ "detail": detail }))
             }
@@ -143,7 +150,7 @@ impl Worker {
     /// Fields that the dialect adds to its heads.
     fn fields(&self) -> Vec<(&'static str, String)> {
         match self.config.dialect {
-            Dialect::Vllm | Dialect::Sglang => Vec::new(),
+            Dialect::Vllm | Dialect::Sglang | Dialect::Trtllm => Vec::new(),
             Dialect::Openai => {
                 vec![("x-request-id", self.fresh_id("req_")), ("openai-version", "2020-10-01".to_owned())]
             }
@@ -154,6 +161,11 @@ impl Worker {
 
 /// Bytes of a body that the bench mode keeps, to find the `stream` field in.
 const BENCH_BODY_BYTES_MAX: usize = 4096;
+
+/// Seconds since the Unix epoch, with their fraction.
+pub(crate) fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
 
 /// Seconds since the Unix epoch.
 pub(crate) fn unix_now() -> u64 {

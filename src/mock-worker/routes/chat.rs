@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     Answered, Invalid, Request, checked_model,
-    generation::{Generation, Step, Usage, choices, number, salt, stops},
+    generation::{Generation, Step, Usage, choices, namespace, number, stops},
     prompt::Prompt,
     send, sse,
 };
@@ -185,7 +185,7 @@ fn ask(worker: &Worker, json: &Value) -> Result<Ask, Invalid> {
         ignores_end: json["ignore_eos"] == true,
         may_think: json["reasoning_effort"].is_string() || json["chat_template_kwargs"]["enable_thinking"] == true,
         schema: schema(&json["response_format"]),
-        salt: salt(worker, json),
+        namespace: namespace(worker, json),
     })
 }
 

@@ -6,7 +6,7 @@ use super::{
     Answered, Invalid, Request,
     chat::{finish_reason, usage_json},
     checked_model,
-    generation::{Generation, Step, Usage, Written, choices, number, prompts, salt, stops},
+    generation::{Generation, Step, Usage, Written, choices, namespace, number, prompts, stops},
     send, sse,
 };
 use crate::{
@@ -145,7 +145,7 @@ fn asks(worker: &Worker, json: &Value) -> Result<Vec<(String, Ask)>, Invalid> {
             stops: stops(json, "stop"),
             choices,
             ignores_end: json["ignore_eos"] == true,
-            salt: salt(worker, json),
+            namespace: namespace(worker, json),
             ..Ask::default()
         };
         (echo, ask)

@@ -1,4 +1,4 @@
-//! `/mock/*`: the ledger and the faults, for tests in another process.
+//! `/mock/*`: the ledger, the faults and the listeners to events, for tests in another process.
 
 use serde_json::json;
 
@@ -21,6 +21,10 @@ pub(crate) async fn answer(worker: &Worker, request: &Request, reply: &mut Reply
             worker.ledger.clear();
             worker.json(200, &json!({}))
         }
+        ("GET", "/mock/kv-events") => match &worker.kv_publisher {
+            Some(publisher) => worker.json(200, &publisher.to_json()),
+            None => worker.error(404, "this worker publishes no events"),
+        },
         ("GET", "/mock/faults") => worker.json(200, &json!({ "rules": worker.faults.list() })),
         ("POST", "/mock/faults") => match serde_json::from_slice::<Rule>(&request.body.bytes) {
             Ok(rule) => match worker.faults.add(rule) {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     Answered, Invalid, Request,
-    generation::{Generation, Step, Usage, Written, number, prompts, salt, stops},
+    generation::{Generation, Step, Usage, Written, namespace, number, prompts, stops},
     send, sse,
 };
 use crate::{
@@ -119,7 +119,7 @@ fn asks(worker: &Worker, json: &Value) -> Result<Vec<Ask>, Invalid> {
         stops: stops(sampling, "stop"),
         choices: 1,
         ignores_end: sampling["ignore_eos"] == true,
-        salt: salt(worker, json),
+        namespace: namespace(worker, json),
         ..Ask::default()
     };
     Ok(prompts(input)?.into_iter().map(ask).collect())

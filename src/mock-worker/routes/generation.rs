@@ -1,14 +1,13 @@
 //! One generation, from the queue to the last token, whatever the dialect.
 
 use serde_json::Value;
-use smg_base::hash;
 
 use super::Invalid;
 use crate::{
     reply::{Cut, Reply},
     scheduler::{Grant, Place},
     script::{self, Answer, Ask, Part, Voice},
-    tokens::Token,
+    tokens::{Namespace, Token},
     worker::Worker,
 };
 
@@ -81,7 +80,7 @@ impl Generation {
         let answers = script::answers(&ask, voice);
         let output = answers.first().map(Answer::output).unwrap_or_default();
         let usage = Usage { prompt, cached: 0, output: answers.iter().map(|answer| answer.tokens).sum() };
-        let place = worker.scheduler.enter(ask.prompt, output, ask.salt)?;
+        let place = worker.scheduler.enter(ask.prompt, output, ask.namespace)?;
         let told = vec![0; answers.len()];
         Ok(Self { answers, usage, place: Some(place), grant: None, told, turn: 0, is_step_due: false })
     }
@@ -161,7 +160,7 @@ pub(crate) async fn read_only(
     let mut usage = Usage::default();
     for prompt in prompts {
         usage.prompt += prompt.len() as u64;
-        let place = match worker.scheduler.enter(prompt, Vec::new(), 0) {
+        let place = match worker.scheduler.enter(prompt, Vec::new(), Namespace::default()) {
             Ok(place) => place,
             Err(full) => return Ok(Err(full.into())),
         };
@@ -175,12 +174,11 @@ pub(crate) async fn read_only(
 }
 
 /// What keeps the cache entries of a request apart: the adapter it names, and its salt.
-pub(crate) fn salt(worker: &Worker, json: &Value) -> u64 {
-    let text = |name: &str| json[name].as_str().unwrap_or_default();
+pub(crate) fn namespace(worker: &Worker, json: &Value) -> Namespace {
+    let text = |name: &str| json[name].as_str().filter(|text| !text.is_empty());
     // A model beside the base model is an adapter.
-    let adapter = Some(text("model")).filter(|model| worker.config.models.iter().skip(1).any(|served| served == model));
-    let parts = [text("cache_salt"), adapter.unwrap_or_default(), text("lora_path")];
-    parts.iter().fold(0, |salt, part| hash::mix(salt, hash::stable64(part.as_bytes())))
+    let adapter = text("model").filter(|model| worker.config.models.iter().skip(1).any(|served| served == model));
+    Namespace { lora: text("lora_path").or(adapter).map(Into::into), salt: text("cache_salt").map(Into::into) }
 }
 
 /// The number called `name`, which must be a whole one of at least `least` if it is there.

@@ -8,7 +8,9 @@ use super::{
 };
 use crate::{
     config::{Canned, Dialect},
+    kv_events::KvPublisher,
     reply::{Cut, Plain, Reply},
+    tokens::Namespace,
     worker::{Worker, unix_now},
 };
 
@@ -24,7 +26,7 @@ pub(super) async fn answer(
     let is_sglang = worker.config.dialect == Dialect::Sglang;
     let plain = match route {
         Route::HealthGenerate => {
-            if let Ok(place) = worker.scheduler.enter(vec![0], Vec::new(), 0)
+            if let Ok(place) = worker.scheduler.enter(vec![0], Vec::new(), Namespace::default())
                 && let Some(mut grant) = place.granted().await
             {
                 grant.prefill().await;
@@ -46,6 +48,9 @@ pub(super) async fn answer(
         Route::Load => worker.json(200, &json!({ "server_load": worker.scheduler.load().running })),
         Route::Loads => worker.json(200, &loads(worker)),
         Route::FlushCache => flush_cache(worker),
+        Route::KvCacheEvents => {
+            worker.json(200, &worker.journal.as_ref().map(|journal| journal.drain()).unwrap_or_else(|| json!([])))
+        }
         Route::Profile if is_sglang => text(TEXT, "Start profiling.\n".to_owned()),
         _ => empty(),
     };
@@ -82,6 +87,7 @@ pub(super) fn version(worker: &Worker) -> String {
     let usual = match worker.config.dialect {
         Dialect::Vllm => "0.20.1",
         Dialect::Sglang => "0.5.9",
+        Dialect::Trtllm => "1.2.0",
         Dialect::Openai | Dialect::Anthropic => "1",
     };
     worker.config.version.clone().unwrap_or_else(|| usual.to_owned())
@@ -111,6 +117,9 @@ fn model_json(worker: &Worker, id: &str) -> Value {
             "id": id, "object": "model", "created": unix_now(), "owned_by": "sglang", "root": id, "parent": parent,
             "max_model_len": length,
         }),
+        Dialect::Trtllm => {
+            json!({ "id": id, "object": "model", "created": unix_now(), "owned_by": "tensorrt_llm" })
+        }
         Dialect::Openai => json!({ "id": id, "object": "model", "created": 1_700_000_000, "owned_by": "system" }),
         Dialect::Anthropic => {
             json!({ "type": "model", "id": id, "display_name": id, "created_at": "2026-01-01T00:00:00Z" })
@@ -137,6 +146,7 @@ fn server_info(worker: &Worker) -> Value {
         "tp_size": 1,
         "dp_size": 1,
         "disaggregation_mode": "null",
+        "kv_events_config": worker.kv_publisher.as_ref().map(kv_events_config),
         "internal_states": [{
             "last_gen_throughput": 0.0,
             "memory_usage": { "token_capacity": metrics::capacity_tokens(worker) },
@@ -144,6 +154,15 @@ fn server_info(worker: &Worker) -> Value {
             "load": load["num_reqs"],
         }],
     })
+}
+
+/// The flag of SGLang that made it publish, which it shows as it was given.
+fn kv_events_config(publisher: &KvPublisher) -> String {
+    let mut config = json!({ "publisher": "zmq", "topic": publisher.topic(), "endpoint": publisher.endpoint() });
+    if let Some(replay) = publisher.replay() {
+        config["replay_endpoint"] = json!(replay);
+    }
+    config.to_string()
 }
 
 fn model_info(worker: &Worker) -> Value {

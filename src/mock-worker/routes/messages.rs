@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     Answered, Invalid, Request, checked_model,
-    generation::{Generation, Step, Usage, number, salt, stops},
+    generation::{Generation, Step, Usage, namespace, number, stops},
     prompt::Prompt,
     send, sse,
 };
@@ -220,7 +220,7 @@ fn ask(worker: &Worker, json: &Value) -> Result<Ask, Invalid> {
         stops: stops(json, "stop_sequences"),
         choices: 1,
         may_think: json["thinking"]["type"] == "enabled",
-        salt: salt(worker, json),
+        namespace: namespace(worker, json),
         ..Ask::default()
     })
 }

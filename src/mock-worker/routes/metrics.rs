@@ -37,6 +37,7 @@ pub(super) fn text(worker: &Worker) -> String {
     let load = worker.scheduler.load();
     match worker.config.dialect {
         Dialect::Sglang => sglang(worker, &load),
+        Dialect::Trtllm => iterations(worker, &load),
         _ => vllm(worker, &load),
     }
 }
@@ -64,6 +65,25 @@ fn vllm(worker: &Worker, load: &Load) -> String {
     );
     page.add("gauge", "vllm:cache_config_info", 1.0);
     page.text
+}
+
+/// TensorRT-LLM's statistics, of one iteration: the last.
+fn iterations(worker: &Worker, load: &Load) -> String {
+    let cache = &worker.config.cache;
+    let used = load.used_blocks;
+    json!([{
+        "iter": load.totals.requests,
+        "numActiveRequests": load.running,
+        "numQueuedRequests": load.waiting,
+        "maxNumActiveRequests": worker.config.speed.running_max,
+        "kvCacheStats": {
+            "maxNumBlocks": cache.blocks,
+            "freeNumBlocks": load.blocks - used,
+            "usedNumBlocks": used,
+            "tokensPerBlock": cache.block_tokens,
+        },
+    }])
+    .to_string()
 }
 
 fn sglang(worker: &Worker, load: &Load) -> String {

@@ -6,7 +6,7 @@ use super::{
     Answered, Invalid, Request,
     chat::{tool_choice, tools},
     checked_model,
-    generation::{Generation, Step, Usage, number, salt},
+    generation::{Generation, Step, Usage, namespace, number},
     prompt::Prompt,
     send, sse,
     table::Route,
@@ -358,7 +358,7 @@ fn ask(worker: &Worker, json: &Value, turn: &Turn) -> Result<Ask, Invalid> {
         choices: 1,
         may_think: json["reasoning"].is_object(),
         schema,
-        salt: salt(worker, json),
+        namespace: namespace(worker, json),
         ..Ask::default()
     })
 }

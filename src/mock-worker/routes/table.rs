@@ -36,6 +36,7 @@ pub(crate) enum Route {
     Load,
     Loads,
     FlushCache,
+    KvCacheEvents,
     Profile,
     Abort,
 }
@@ -55,11 +56,12 @@ const V: u8 = 1;
 const S: u8 = 2;
 const O: u8 = 4;
 const A: u8 = 8;
+const T: u8 = 16;
 
 /// Dialects, methods, path, meaning.
 const TABLE: &[(u8, &[&str], &str, Route)] = &[
-    (V | S | O, &["POST"], "/v1/chat/completions", Route::Chat),
-    (V | S | O, &["POST"], "/v1/completions", Route::Completions),
+    (V | S | O | T, &["POST"], "/v1/chat/completions", Route::Chat),
+    (V | S | O | T, &["POST"], "/v1/completions", Route::Completions),
     (V | S | A, &["POST"], "/v1/messages", Route::Messages),
     (V | S | A, &["POST"], "/v1/messages/count_tokens", Route::CountTokens),
     (V | S | O, &["POST"], "/v1/responses", Route::Responses),
@@ -82,19 +84,20 @@ const TABLE: &[(u8, &[&str], &str, Route)] = &[
     (S, &["POST"], "/v1/tokenize", Route::Tokenize),
     (V | S, &["POST"], "/detokenize", Route::Detokenize),
     (S, &["POST"], "/v1/detokenize", Route::Detokenize),
-    (V | S, &["GET"], "/health", Route::Health),
+    (V | S | T, &["GET"], "/health", Route::Health),
     (S, &["GET"], "/health_generate", Route::HealthGenerate),
     (V | S, &["GET"], "/ping", Route::Health),
     (V, &["POST"], "/ping", Route::Health),
-    (V | S | O | A, &["GET"], "/v1/models", Route::Models),
+    (V | S | O | A | T, &["GET"], "/v1/models", Route::Models),
     (S | O | A, &["GET"], "/v1/models/{id}", Route::Model),
-    (V, &["GET"], "/version", Route::Version),
+    (V | T, &["GET"], "/version", Route::Version),
+    (T, &["POST"], "/kv_cache_events", Route::KvCacheEvents),
     (V | S, &["GET"], "/server_info", Route::ServerInfo),
     (S, &["GET"], "/get_server_info", Route::ServerInfo),
     (S, &["GET"], "/model_info", Route::ModelInfo),
     (S, &["GET"], "/get_model_info", Route::ModelInfo),
-    (V | S, &["GET"], "/openapi.json", Route::OpenApi),
-    (V | S, &["GET"], "/metrics", Route::Metrics),
+    (V | S | T, &["GET"], "/openapi.json", Route::OpenApi),
+    (V | S | T, &["GET"], "/metrics", Route::Metrics),
     (V, &["GET"], "/load", Route::Load),
     (S, &["GET"], "/get_load", Route::Load),
     (S, &["GET"], "/v1/loads", Route::Loads),
@@ -111,6 +114,7 @@ fn bit(dialect: Dialect) -> u8 {
     match dialect {
         Dialect::Vllm => V,
         Dialect::Sglang => S,
+        Dialect::Trtllm => T,
         Dialect::Openai => O,
         Dialect::Anthropic => A,
     }

@@ -8,6 +8,7 @@ mod engine;
 mod faults;
 mod http;
 mod info;
+mod kv_events;
 mod messages;
 mod native;
 mod pooling;
