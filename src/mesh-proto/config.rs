@@ -65,7 +65,7 @@ impl Profile {
     pub const fn timers(self) -> Timers {
         let (probe, probe_rtt, suspicion, gossip) = match self {
             Self::Lan => (500, 300, 2_500, 200),
-            Self::Fast => (300, 60, 600, 100),
+            Self::Fast => (320, 60, 600, 100),
             Self::Wan => (1_000, 400, 3_000, 400),
         };
         Timers {
