@@ -30,11 +30,13 @@ impl Directory {
     }
 
     /// The same, quickest if it is at `guess`.
+    #[inline]
     pub(crate) fn find_from(&self, guess: usize, worker: WorkerId) -> Option<usize> {
         if self.ids.get(guess) == Some(&worker) { Some(guess) } else { self.find(worker) }
     }
 
     /// The slot of the worker at a place, and its trust.
+    #[inline]
     pub(crate) fn seat(&self, at: usize) -> (u16, f32) {
         let seat = &self.seats[at];
         (seat.slot, f32::from_bits(seat.trust.load(Relaxed)))

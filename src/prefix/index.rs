@@ -173,6 +173,12 @@ impl PrefixIndex {
         directory.set_trust(at, (trust + Self::TRUST_STEP * (ratio - trust)).max(Self::TRUST_MIN));
     }
 
+    /// How far a worker's engine has borne out what was predicted, in `0.0..=1.0`.
+    pub fn trust(&self, worker: WorkerId) -> f32 {
+        let directory = self.directory.load();
+        directory.find(worker).map_or(1.0, |at| directory.seat(at).1)
+    }
+
     /// Forgets a worker: it was removed, restarted, or its cache flushed. Lookups stop finding it at once; its holds are
     /// released little by little with the next writes and sweeps.
     pub fn forget(&self, worker: WorkerId) {

@@ -87,8 +87,9 @@ impl Found {
     }
 
     /// Gives each of `workers` what the walk noted.
+    #[inline]
     pub(crate) fn assign(&mut self, directory: &Directory, workers: impl Iterator<Item = WorkerId>) {
-        let (depths, mut next) = (&self.depths, 0);
+        let (depths, mut next) = (self.depths.as_slice(), 0);
         self.holders.extend(workers.map(|worker| {
             let Some(at) = directory.find_from(next, worker) else { return Held::default() };
             next = at + 1;
