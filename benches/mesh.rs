@@ -21,7 +21,7 @@ use bytes::Bytes;
 use smg_base::{Random, SplitMix, Timestamp, WorkerId, hash};
 use smg_benches::{Table, nanos};
 use smg_mesh_proto::{
-    Config, ConnectionId, Direction, Input, Kind, Limits, Mesh, NodeId, Op, Output, Profile, decode_changes,
+    Config, ConnectionId, Direction, Gone, Input, Kind, Limits, Mesh, NodeId, Op, Output, Profile, decode_changes,
     encode_changes,
 };
 
@@ -45,6 +45,7 @@ fn main() {
     let memory = memory();
     println!("{}", on_the_wire());
     println!("{}", applied());
+    println!("{}", returned());
     println!("{memory}");
     println!("{}", digests());
 }
@@ -222,7 +223,7 @@ fn connection(low: usize, high: usize) -> ConnectionId {
 }
 
 fn other_end(ConnectionId(number): ConnectionId, at: usize) -> usize {
-    let ends = [number >> 32, number & 0xffff_ffff].map(|end| usize::try_from(end).unwrap_or(0));
+    let ends = [number >> 32 & 0xffff, number & 0xffff_ffff].map(|end| usize::try_from(end).unwrap_or(0));
     if ends[0] == at { ends[1] } else { ends[0] }
 }
 
@@ -284,6 +285,90 @@ fn applied() -> Table {
         ]);
     }
     table
+}
+
+/// What a node that has restarted and knows nothing gets back of other nodes' prefixes: how long both compute for that, how long they
+/// wait for each other's acknowledgements on a link without delay, and for how long at most a node does nothing else.
+fn returned() -> Table {
+    let mut table = Table::new(
+        "prefixes for a node that has restarted",
+        &["entries × bytes", "MB", "ms in all", "of it sender", "receiver", "waiting", "longest step ms"],
+    );
+    // A worker's million of blocks of 16 tokens are 125 000 chunks, 8 bytes each.
+    for (count, bytes) in [(8_000, 300), (30_000, 400), (120_000, 400)] {
+        let mut cluster = Cluster::new(2);
+        for number in 0..count {
+            let key = Bytes::copy_from_slice(&u64::try_from(number).unwrap_or(0).to_be_bytes());
+            cluster.write(1, Op::Entry { kind: Kind::Prefixes, key, value: Some(vec![7; bytes].into()) });
+        }
+        cluster.run_for(Duration::from_secs(20));
+        let took = cluster.restart_first();
+        #[expect(clippy::cast_precision_loss, reason = "figures for people")]
+        let megabytes = (count * (bytes + 8)) as f64 / 1e6;
+        let ms = |time: Duration| format!("{:.1}", time.as_secs_f64() * 1e3);
+        let all = took.computed[0] + took.computed[1] + took.waited;
+        table.row(vec![
+            format!("{count} × {bytes}"),
+            format!("{megabytes:.1}"),
+            ms(all),
+            ms(took.computed[1]),
+            ms(took.computed[0]),
+            ms(took.waited),
+            ms(took.longest),
+        ]);
+    }
+    table
+}
+
+/// How long it took until a node knew everything again.
+#[derive(Default)]
+struct Took {
+    computed: [Duration; 2],
+    waited: Duration,
+    longest: Duration,
+}
+
+impl Cluster {
+    /// Replaces the first of two nodes by a run of it that knows nothing, and lets it learn.
+    fn restart_first(&mut self) -> Took {
+        let now = self.now;
+        self.inbox.clear();
+        let gone = Gone::Lost;
+        let old = connection(0, 1);
+        self.inbox.push_back((1, Input::Disconnected { connection: old, gone }));
+        self.deliver();
+        self.nodes[0] = Mesh::new(Config { instance: 77, ..config(0) }, Vec::new(), now);
+        let ids = [self.nodes[0].node(), self.nodes[1].node()];
+        // Another number with the same ends.
+        let connection = ConnectionId(1 << 48 | old.0);
+        for (at, direction) in [(0, Direction::Dialled), (1, Direction::Accepted)] {
+            let peer = 1 - at;
+            self.inbox
+                .push_back((at, Input::Connected { connection, peer: ids[peer], address: address(peer), direction }));
+        }
+        let (mut took, mut out) = (Took::default(), Vec::new());
+        loop {
+            while let Some((at, input)) = self.inbox.pop_front() {
+                let started = Instant::now();
+                self.nodes[at].handle(self.now, input, &mut out);
+                let step = started.elapsed();
+                took.computed[at] += step;
+                took.longest = took.longest.max(step);
+                for output in out.drain(..) {
+                    self.take(at, output);
+                }
+            }
+            if shown(&self.nodes[0]) == shown(&self.nodes[1]) {
+                return took;
+            }
+            let next = self.nodes.iter().map(Mesh::next_tick).min().unwrap_or(now).max(self.now);
+            took.waited += next.since(self.now);
+            assert!(took.waited < Duration::from_secs(60), "the node never learns all");
+            self.now = next;
+            let due = (0..2).filter(|at| self.nodes[*at].next_tick() <= next);
+            self.inbox.extend(due.map(|at| (at, Input::Tick)));
+        }
+    }
 }
 
 fn shown(node: &Mesh) -> u128 {
