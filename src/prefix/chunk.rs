@@ -139,8 +139,7 @@ impl Chunker {
         if self.chunks.capacity() == 0 {
             self.chunks.reserve(CHUNKS_EXPECTED.min(self.chunks_max));
         }
-        // Zero stands for "no chunk" in the index.
-        self.link = hash::stable64_seeded(chunk, self.link).max(1);
+        self.link = next_link(chunk, self.link);
         self.chunks.push(self.link);
     }
 
@@ -153,6 +152,11 @@ impl Chunker {
         }
         self.partial.extend_from_slice(remainder);
     }
+}
+
+/// The hash of a whole chunk after `link`. Zero stands for "no chunk" in the index.
+pub(crate) fn next_link(chunk: &[u8], link: u64) -> u64 {
+    hash::stable64_seeded(chunk, link).max(1)
 }
 
 #[cfg(test)]

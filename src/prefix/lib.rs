@@ -15,17 +15,21 @@
 mod change;
 mod chunk;
 mod directory;
+mod engine;
 mod event;
 mod index;
 mod ledger;
 mod lookup;
 mod places;
+mod predictor;
 mod recency;
 mod record;
 mod run;
 
 pub use change::{Change, Claim};
 pub use chunk::{CHUNK_BYTES, CHUNK_TOKENS, CHUNKS_MAX, Chunker, HEAD_BYTES, PromptKey, Space, TOKEN_BYTES};
+pub use engine::{EngineCache, EngineCacheConfig, EngineCacheStats, Sequence};
 pub use event::{EngineHash, KvBatch, KvEvent, Namespace, Stored, Tier};
 pub use index::{IndexSize, PrefixIndex};
 pub use lookup::{Found, Held};
+pub use predictor::Predictor;
