@@ -29,7 +29,7 @@ pub use io::{
     Restored, WorkerRow, WriteError,
 };
 pub use mesh::Mesh;
-pub use status::{LaneStatus, PlaneStatus, Status};
+pub use status::{LaneStatus, PlaneStatus, Skipped, Status};
 pub use values::{ConfigValue, Digest, EngineFigures, Kind, Ledger, NodeInfo, Op, Verdict, Vote, WorkerAdd};
 #[doc(hidden)]
 pub use wire::{decode_changes, encode_changes};

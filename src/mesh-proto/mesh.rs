@@ -6,7 +6,8 @@ use bytes::Bytes;
 use smg_base::{Timestamp, WorkerId};
 
 use crate::{
-    CloseCode, Config, Event, Input, Ledger, NodeId, Output, Reach, Restored, Status, Ticket, WorkerRow, WriteError,
+    CloseCode, Config, Event, Input, Ledger, NodeId, Output, Reach, Restored, Skipped, Status, Ticket, WorkerRow,
+    WriteError,
     membership::{Connection, Effect, Membership},
     replica::{Replica, ReplicaOutput},
 };
@@ -104,6 +105,7 @@ impl Mesh {
             planes: self.replica.planes(),
             digest: self.replica.digest(),
             stretched: self.membership.is_stretched(),
+            skipped: Skipped { frames: self.membership.skipped_frames(), entries: self.replica.skipped_entries() },
         }
     }
 

@@ -23,6 +23,17 @@ pub struct Status {
     pub digest: Digest,
     /// Whether this node's own links lose so much that it probes more slowly.
     pub stretched: bool,
+    /// What was passed over so far.
+    pub skipped: Skipped,
+}
+
+/// What came and only a newer program understands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// Frames of a kind or version that is not known here.
+    pub frames: u64,
+    /// Entries of lanes of such a kind.
+    pub entries: u64,
 }
 
 /// A plane: all lanes of one kind.

@@ -356,7 +356,17 @@ impl Work {
 
     fn delivered(&mut self, sent: Delivery) {
         match sent {
-            Delivery::Taken => drop(self.outbox.take()),
+            Delivery::Taken => {
+                drop(self.outbox.take());
+                // A lane as a whole is many.
+                for _ in 0..ROUND_MAX {
+                    let Some(event) = self.outbox.front() else { break };
+                    if self.events.try_send(event.clone()).is_err() {
+                        break;
+                    }
+                    drop(self.outbox.take());
+                }
+            }
             // The node no longer listens; what it would hear is still held, once for each thing.
             Delivery::NobodyListens => self.outbox = Outbox::default(),
         }

@@ -2,7 +2,7 @@
 
 use prometheus::{Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 use smg_mesh_proto::{Class, MemberState, Status};
-use smg_runtime::metrics::{DURATION_BUCKETS, Registrar};
+use smg_runtime::metrics::{DURATION_BUCKETS, Registrar, catch_up};
 
 /// Everything counted here; clones share it.
 #[derive(Clone)]
@@ -29,6 +29,7 @@ pub(crate) struct Metrics {
     pub(crate) loss: GaugeVec,
     pub(crate) expiry: IntGauge,
     pub(crate) handshakes_failed: IntCounterVec,
+    pub(crate) skipped: IntCounterVec,
     pub(crate) misbehaved: IntCounterVec,
     pub(crate) relay_opened: IntGauge,
     pub(crate) relay_accepted: IntGauge,
@@ -112,6 +113,11 @@ impl Metrics {
                 "Connections that did not come about, by who dialled.",
                 &["direction"],
             ),
+            skipped: counters(
+                "smg_mesh_skipped_total",
+                "What came and only a newer version of the program understands.",
+                &["what"],
+            ),
             misbehaved: counters("smg_mesh_misbehaviour_total", "Connections closed because of what came.", &["peer"]),
             relay_opened: relays.with_label_values(&["sent"]),
             relay_accepted: relays.with_label_values(&["received"]),
@@ -132,6 +138,9 @@ impl Metrics {
         self.doubted.set(whole(status.members.iter().filter(|member| member.doubted).count()));
         self.stretched.set(i64::from(status.stretched));
         self.joined.set(i64::from(status.joined));
+        for (what, count) in [("frames", status.skipped.frames), ("entries", status.skipped.entries)] {
+            catch_up(&self.skipped.with_label_values(&[what]), count);
+        }
         for plane in &status.planes {
             let store = [plane.kind.as_str()];
             let entries = plane.lanes.iter().map(|lane| lane.entries).sum();

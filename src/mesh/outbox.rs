@@ -129,6 +129,9 @@ pub(crate) struct Mailbox {
 /// Things that may be written about before the mesh takes them up.
 const POSTS_MAX: usize = 65_536;
 
+/// Writes that the mesh takes up in one go: what comes from peers meanwhile waits for a millisecond or so.
+const TAKEN_MAX: usize = 512;
+
 /// Whether a write was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Posted {
@@ -150,16 +153,20 @@ impl Mailbox {
         Posted::Taken
     }
 
-    /// Waits until there are some, and takes them all. Safe to cancel.
+    /// Waits until there are some, and takes some of them. Safe to cancel.
     pub(crate) async fn taken(&self) -> Vec<Op> {
         loop {
-            let mut waiting = std::mem::take(&mut *self.waiting.lock());
-            let all: Vec<_> = std::iter::from_fn(|| waiting.take()).collect();
-            if !all.is_empty() {
-                return all;
+            let some = self.take_some();
+            if !some.is_empty() {
+                return some;
             }
             self.filled.notified().await;
         }
+    }
+
+    fn take_some(&self) -> Vec<Op> {
+        let mut waiting = self.waiting.lock();
+        std::iter::from_fn(|| waiting.take()).take(TAKEN_MAX).collect()
     }
 }
 
@@ -195,7 +202,11 @@ mod tests {
         }
         assert_eq!(mailbox.post(vote(POSTS_MAX, Vote::Up)), Posted::NoRoom);
         assert_eq!(mailbox.post(vote(0, Vote::Sick)), Posted::Taken);
-        let all = mailbox.taken().await;
+        let mut all = mailbox.taken().await;
+        assert_eq!(all.len(), TAKEN_MAX);
+        while all.len() < POSTS_MAX {
+            all.extend(mailbox.taken().await);
+        }
         assert_eq!(all.len(), POSTS_MAX);
         assert!(matches!(all[0], Op::Vote { vote: Some(Vote::Sick), .. }));
         assert_eq!(mailbox.post(vote(POSTS_MAX, Vote::Up)), Posted::Taken);

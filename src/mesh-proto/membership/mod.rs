@@ -74,6 +74,8 @@ pub(crate) struct Membership {
     /// A node of the same name makes us outbid it; not too often.
     next_outbid: Timestamp,
     returns: Returns,
+    /// Frames so far that only a newer program understands.
+    skipped_frames: u64,
 }
 
 /// How often this node took a new identity lately, because it was called dead. One return heals a split. More within a second are a
@@ -147,6 +149,7 @@ impl Membership {
             next_announce: now + config.timers.announce_down.mul_f64(random.unit()),
             next_outbid: now,
             returns: Returns::default(),
+            skipped_frames: 0,
             random,
             config,
         }
@@ -180,6 +183,10 @@ impl Membership {
         if node == self.me { self.stage == Stage::Here } else { self.roster.is_alive(node) }
     }
 
+    pub(crate) fn skipped_frames(&self) -> u64 {
+        self.skipped_frames
+    }
+
     pub(crate) fn is_stretched(&self) -> bool {
         self.swim.pace() == Pace::Stretched
     }
@@ -192,7 +199,7 @@ impl Membership {
         let stands = self.sessions.stands(id);
         match wire::decode(&bytes, self.config.limits.frame_bytes_max) {
             Err(_) => self.close(now, id, CloseCode::Misbehaved),
-            Ok(Decoded::Skipped) => {}
+            Ok(Decoded::Skipped) => self.skipped_frames += 1,
             Ok(Decoded::Frame(Frame::Hello(hello))) if !greeted => self.hello(now, id, hello),
             Ok(Decoded::Frame(Frame::Hello(_))) => {}
             Ok(Decoded::Frame(Frame::NameTaken(taken))) => self.refuse(now, taken.address),

@@ -85,6 +85,8 @@ pub(crate) struct Replica {
     returned: BTreeMap<(Kind, NodeId), Timestamp>,
     anew: Anew,
     schedule: Schedule,
+    /// Entries of lanes that only a newer program understands.
+    skipped_entries: u64,
     out: Vec<ReplicaOutput>,
 }
 
@@ -135,6 +137,7 @@ impl Replica {
                 digest: Timestamp::ORIGIN,
                 upkeep: Timestamp::ORIGIN,
             },
+            skipped_entries: 0,
             out: Vec::new(),
         };
         for kind in Kind::ALL {
@@ -371,6 +374,11 @@ impl Replica {
             bytes: self.lanes.of_kind(kind).map(|(_, lane)| lane.bytes()).sum(),
             lanes: lanes.collect(),
         }
+    }
+
+    /// Entries so far that only a newer program understands.
+    pub(crate) fn skipped_entries(&self) -> u64 {
+        self.skipped_entries
     }
 
     /// One digest over all planes.

@@ -18,6 +18,9 @@ use crate::{
     wire::{AckRow, Chunk, LaneFrame, Misbehaviour, Outcome},
 };
 
+/// Parts that are acknowledged together at most: a peer that sends a long transfer goes on before it has to wait.
+const ACKS_MAX: usize = 8;
+
 /// After so many time-outs in a row the pause between them grows no more.
 const PATIENCE_MAX: u32 = 3;
 
@@ -163,6 +166,7 @@ impl Replica {
         let (writer, transfer, index) = (chunk.writer, chunk.transfer, chunk.index);
         let Some(kind) = Kind::of(chunk.kind) else {
             // A newer program's lane: it need not be sent again.
+            self.skipped_entries += chunk.entries.len() as u64;
             let ack = AckRow {
                 writer,
                 kind: chunk.kind,
@@ -308,8 +312,11 @@ impl Replica {
     }
 
     fn acknowledge(&mut self, now: Timestamp, from: NodeId, row: AckRow) {
-        if let Some(peer) = self.peers.get_mut(&from) {
-            peer.acks.push(row);
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        peer.acks.push(row);
+        if peer.acks.len() >= ACKS_MAX {
+            self.send_acks(from);
+        } else {
             self.stir(now);
         }
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use smg_base::WorkerId;
 use smg_mesh_proto::{
-    Batch, Event, Ledger, Limits, MemberState, NodeId, Op, Profile, Record, Refusal, Status, WriteError,
+    Batch, Event, Kind, Ledger, Limits, MemberState, NodeId, Op, Profile, Record, Refusal, Status, WriteError,
 };
 use smg_runtime::{Phase, Shutdown, SystemClock, TaskKind, Tasks, entropy};
 use tokio::{
@@ -76,6 +76,7 @@ struct Seen {
     members: BTreeMap<String, MemberState>,
     workers: BTreeMap<WorkerId, Option<Bytes>>,
     loads: BTreeMap<WorkerId, Ledger>,
+    entries: BTreeMap<Bytes, Bytes>,
     joined: Option<Company>,
     refused: Option<Refusal>,
 }
@@ -108,6 +109,7 @@ impl Node {
                         self.seen.workers.insert(worker, row.map(|row| row.spec));
                     }
                     Event::PeerLoad { worker, ledger } => drop(self.seen.loads.insert(worker, ledger)),
+                    Event::Entry { key, value: Some(value), .. } => drop(self.seen.entries.insert(key, value)),
                     Event::Joined { alone: true } => self.seen.joined = Some(Company::Alone),
                     Event::Joined { alone: false } => self.seen.joined = Some(Company::Peers),
                     Event::Refused(refusal) => self.seen.refused = Some(refusal),
@@ -322,4 +324,31 @@ async fn requests_are_relayed_to_a_member_and_a_killed_one_breaks_them_off() {
     let unknown = a.mesh.open(NodeId::of("nobody")).await.expect_err("no such member");
     assert_eq!(unknown.kind(), std::io::ErrorKind::NotConnected);
     assert!(a.registrar.encode().contains("smg_mesh_relay_failures_total 1"));
+}
+
+/// A worker's million of blocks of 16 tokens are 125 000 chunks of 128, named by 8 bytes each: so many entries of 32.
+const MILLION_BLOCKS: usize = 125_000 / 32;
+
+#[tokio::test]
+async fn a_restarted_node_has_others_prefixes_back_while_nobody_is_suspected() {
+    let [mut a, mut b, c] = three().await;
+    for number in 0..4 * MILLION_BLOCKS {
+        let key = Bytes::copy_from_slice(&u64::try_from(number).expect("it is small").to_be_bytes());
+        let value = Some(Bytes::from(vec![7; 32 * 8 + 16]));
+        a.mesh.post(Op::Entry { kind: Kind::Prefixes, key, value });
+    }
+    b.until("all entries", |seen| seen.entries.len() == 4 * MILLION_BLOCKS).await;
+    c.kill();
+    a.sees("c", MemberState::Down).await;
+    let started = Instant::now();
+    let mut again = Node::start(Setup::new("c", &[&a, &b])).await;
+    for share in [MILLION_BLOCKS * 95 / 100, 4 * MILLION_BLOCKS] {
+        again.until("the entries", |seen| seen.entries.len() >= share).await;
+        println!("{share} entries are back {:?} after the start", started.elapsed());
+    }
+    // Long transfers keep nobody from answering probes.
+    for node in [&a, &b, &again] {
+        let down = node.status().await.members.iter().filter(|member| !member.state.is_alive()).count();
+        assert_eq!(down, 0);
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use smg_mesh_proto::{Digest, NodeId, Op, Status, WriteError};
+use smg_mesh_proto::{Digest, NodeId, Op, Skipped, Status, WriteError};
 
 use super::link::Link;
 
@@ -74,6 +74,7 @@ impl Link for FakeLink {
             planes: Vec::new(),
             digest: Digest(0),
             stretched: false,
+            skipped: Skipped::default(),
         };
         Box::pin(async move { status })
     }

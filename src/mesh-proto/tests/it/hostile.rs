@@ -44,6 +44,7 @@ fn what_is_not_known_is_passed_over() {
         cluster.give(0, Input::Frame { connection, bytes: Bytes::copy_from_slice(newer) });
     }
     assert_eq!(cluster.nodes[0].closes, []);
+    assert_eq!(cluster.mesh(0).status().skipped.frames, 2);
     cluster.run(Duration::from_secs(1));
     assert!(cluster.all_see_all());
 }
