@@ -23,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("fleet", &["base"]),
     ("routing", &["prefix", "fleet", "infer", "base"]),
     ("mesh-proto", &["base"]),
+    ("tokenizer", &["infer", "base"]),
     // services
     ("runtime", &["base"]),
     ("telemetry", &["runtime", "base"]),
@@ -44,6 +45,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "telemetry",
             "runtime",
             "routing",
+            "tokenizer",
             "prefix",
             "fleet",
             "infer",
@@ -69,7 +71,7 @@ const TEST_ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates whose outputs follow from their inputs alone.
-const PURE: &[&str] = &["base", "api", "infer", "prefix", "fleet", "routing", "mesh-proto", "sim"];
+const PURE: &[&str] = &["base", "api", "infer", "prefix", "fleet", "routing", "mesh-proto", "sim", "tokenizer"];
 
 /// What a pure crate may not name in its manifest: the doors to sockets, clocks, threads and chance.
 const IMPURE: &[&str] = &[
@@ -111,6 +113,9 @@ const DOORS: &[(&str, &[&str])] = &[
     ("tun-rs", &["fabric"]),
     ("nix", &["fabric", "smg"]),
     ("rusqlite", &["store"]),
+    ("tokenizers", &["tokenizer"]),
+    ("minijinja", &["tokenizer"]),
+    ("minijinja-contrib", &["tokenizer"]),
     ("kube", &["discovery"]),
     ("wasmtime", &["plugins"]),
 ];
