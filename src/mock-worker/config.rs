@@ -154,8 +154,10 @@ impl Default for KvEvents {
 pub enum KvEventFormat {
     /// vLLM's until June 2026: lists, with names that are numbers.
     VllmArray,
-    /// vLLM's since: maps, with names that are bytes.
+    /// vLLM's since: maps; and what is repeated has the topic too.
     VllmMap,
+    /// The same with names that are bytes.
+    VllmMapBytes,
     /// SGLang's: lists, one for each page.
     Sglang,
 }

@@ -40,3 +40,10 @@ pub use faults::{Action, BadFault, Fault, Faults, Point, Rule, Step};
 pub use kv_events::{EventStreams, KvPublisher};
 pub use ledger::{Entry, Ledger, Outcome, Waited};
 pub use server::MockWorker;
+
+/// The ids that its tokenizer makes of `text`.
+pub fn token_ids(text: &str) -> Vec<u32> {
+    let mut ids = Vec::new();
+    tokens::encode(text, &mut ids);
+    ids
+}

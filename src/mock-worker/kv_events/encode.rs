@@ -80,7 +80,8 @@ struct StoredMap<'a> {
     lora_id: Option<u32>,
     medium: &'static str,
     lora_name: Option<&'a str>,
-    extra_keys: Option<Vec<Keys<'a>>>,
+    /// One for each block.
+    extra_keys: Vec<Keys<'a>>,
     group_idx: u32,
     kv_cache_spec_kind: &'static str,
 }
@@ -122,9 +123,9 @@ impl Serialize for Name {
 
 fn name(block: u64, format: KvEventFormat) -> Name {
     match format {
-        KvEventFormat::VllmArray => Name::Unsigned(block),
+        KvEventFormat::VllmArray | KvEventFormat::VllmMap => Name::Unsigned(block),
         KvEventFormat::Sglang => Name::Signed(block.cast_signed()),
-        KvEventFormat::VllmMap => {
+        KvEventFormat::VllmMapBytes => {
             let mut bytes = [0; 32];
             for (part, place) in bytes.chunks_exact_mut(8).zip(0..) {
                 part.copy_from_slice(&hash::mix(block, place).to_be_bytes());
@@ -134,9 +135,14 @@ fn name(block: u64, format: KvEventFormat) -> Name {
     }
 }
 
+/// Whether events are maps.
+pub(super) fn is_map(format: KvEventFormat) -> bool {
+    matches!(format, KvEventFormat::VllmMap | KvEventFormat::VllmMapBytes)
+}
+
 fn event(happening: &Happening, format: KvEventFormat, block_tokens: u32) -> Event<'_> {
     let names = |blocks: &[u64]| blocks.iter().map(|block| name(*block, format)).collect::<Vec<_>>();
-    let is_map = format == KvEventFormat::VllmMap;
+    let is_map = is_map(format);
     match happening {
         Happening::Stored { .. } => stored(happening, format, block_tokens),
         Happening::Removed { blocks } if is_map => Event::Removed(RemovedMap {
@@ -156,19 +162,19 @@ fn event(happening: &Happening, format: KvEventFormat, block_tokens: u32) -> Eve
 fn stored(happening: &Happening, format: KvEventFormat, block_tokens: u32) -> Event<'_> {
     let Happening::Stored { blocks, parent, tokens, namespace } = happening else { return Event::List(Vec::new()) };
     let names: Vec<Name> = blocks.iter().map(|block| name(*block, format)).collect();
+    let is_first = parent.is_none();
     let parent = parent.map(|parent| name(parent, format));
     let (lora, salt) = (namespace.lora.as_deref(), namespace.salt.as_deref());
     // The adapter counts in every block, the salt in the first of a prompt.
     let keys = || -> Vec<Keys<'_>> {
         let of = |place: usize| {
-            let salt = salt.filter(|_| place == 0 && parent.is_none());
+            let salt = salt.filter(|_| place == 0 && is_first);
             let keys: Vec<&str> = lora.into_iter().chain(salt).collect();
             (!keys.is_empty()).then_some(keys)
         };
         (0..blocks.len()).map(of).collect()
     };
-    if format == KvEventFormat::VllmMap {
-        let extra_keys = (lora.is_some() || salt.is_some()).then(keys);
+    if is_map(format) {
         return Event::Stored(StoredMap {
             r#type: "BlockStored",
             block_hashes: names,
@@ -178,7 +184,7 @@ fn stored(happening: &Happening, format: KvEventFormat, block_tokens: u32) -> Ev
             lora_id: None,
             medium: "GPU",
             lora_name: lora,
-            extra_keys,
+            extra_keys: keys(),
             group_idx: 0,
             kv_cache_spec_kind: "full_attention",
         });

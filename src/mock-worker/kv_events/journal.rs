@@ -175,6 +175,11 @@ impl Journal {
         }
     }
 
+    /// Whether the topic is repeated with what was missed.
+    pub(crate) fn repeats_topic(&self) -> bool {
+        matches!(self.outlet, Outlet::Published(format) if encode::is_map(format))
+    }
+
     /// The batches that are kept, from `first` on.
     pub(crate) fn since(&self, first: u64) -> Vec<Batch> {
         let pages = self.pages.lock();

@@ -191,10 +191,14 @@ async fn repeat(mut socket: RouterSocket, publisher: KvPublisher) {
         let Ok(first) = <[u8; 8]>::try_from(&first[..]) else { continue };
         publisher.0.replays.fetch_add(1, Ordering::Relaxed);
         let batches = publisher.0.journal.since(u64::from_be_bytes(first));
-        let answers = batches.into_iter().map(|batch| (number(batch.sequence), batch.payload));
-        for (sequence, payload) in answers.chain([(number(u64::MAX), Bytes::new())]) {
-            let mut message = frames([caller.clone(), empty.clone(), sequence]);
-            message.push_back(payload);
+        let topic = publisher.0.journal.repeats_topic().then(|| Bytes::from(publisher.0.topic.clone()));
+        let answers = batches.into_iter().map(|batch| (topic.clone(), number(batch.sequence), batch.payload));
+        let end = (topic.as_ref().map(|_| Bytes::new()), number(u64::MAX), Bytes::new());
+        for (topic, sequence, payload) in answers.chain([end]) {
+            let mut message = ZmqMessage::from(caller.clone());
+            for frame in [Some(empty.clone()), topic, Some(sequence), Some(payload)].into_iter().flatten() {
+                message.push_back(frame);
+            }
             // It has gone away.
             if socket.send(message).await.is_err() {
                 break;

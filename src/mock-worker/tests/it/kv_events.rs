@@ -77,7 +77,13 @@ async fn a_subscriber_gets_numbered_batches_under_the_topic() {
 
 #[tokio::test]
 async fn what_was_missed_is_repeated() {
-    let worker = worker(publishing(KvEventFormat::VllmArray)).await;
+    for (format, frames) in [(KvEventFormat::VllmArray, 3), (KvEventFormat::VllmMap, 4), (KvEventFormat::Sglang, 3)] {
+        repeated(worker(publishing(format)).await, frames).await;
+    }
+}
+
+/// Checks what is repeated, in answers of `count` frames: what vLLM repeats has its topic since its events are maps.
+async fn repeated(worker: MockWorker, count: usize) {
     for first in [0, 1_000, 2_000] {
         complete(&worker, first..first + 20, &json!({})).await;
     }
@@ -91,14 +97,17 @@ async fn what_was_missed_is_repeated() {
     let mut sequences = Vec::new();
     loop {
         let frames = timeout(PATIENCE, socket.recv()).await.expect("an answer").unwrap().into_vec();
-        assert!(frames.len() == 3 && frames[0].is_empty());
-        let sequence = i64::from_be_bytes(frames[1][..].try_into().unwrap());
+        assert!(frames.len() == count && frames[0].is_empty());
+        let [.., sequence, payload] = &frames[..] else { unreachable!() };
+        let sequence = i64::from_be_bytes(sequence[..].try_into().unwrap());
         if sequence == -1 {
-            assert!(frames[2].is_empty());
+            assert!(payload.is_empty());
             break;
         }
-        let batch: Value = rmp_serde::from_slice(&frames[2]).unwrap();
-        assert_eq!(batch[1][0][3][0], sequence * 1_000);
+        let batch: Value = rmp_serde::from_slice(payload).unwrap();
+        let event = &batch[1][0];
+        let tokens = if event.is_array() { &event[3] } else { &event["token_ids"] };
+        assert_eq!(tokens[0], sequence * 1_000);
         sequences.push(sequence);
     }
     assert_eq!((sequences, publisher.replays()), (vec![1, 2], 1));
@@ -115,7 +124,7 @@ struct MapEvent {
     parent_block_hash: Option<bytes_name::Name>,
     token_ids: Vec<u32>,
     lora_name: Option<String>,
-    extra_keys: Option<Vec<Option<Vec<String>>>>,
+    extra_keys: Vec<Option<Vec<String>>>,
 }
 
 mod bytes_name {
@@ -142,7 +151,7 @@ mod bytes_name {
 
 #[tokio::test]
 async fn maps_name_blocks_by_bytes_and_tell_what_keeps_them_apart() {
-    let config = Config { models: vec!["demo".into(), "adapter".into()], ..publishing(KvEventFormat::VllmMap) };
+    let config = Config { models: vec!["demo".into(), "adapter".into()], ..publishing(KvEventFormat::VllmMapBytes) };
     let worker = worker(config).await;
     let mut socket = subscribed(&worker).await;
     let more = json!({ "model": "adapter", "cache_salt": "tenant" });
@@ -162,7 +171,7 @@ async fn maps_name_blocks_by_bytes_and_tell_what_keeps_them_apart() {
     assert_eq!((event.block_hashes.len(), event.block_hashes[0].0.len()), (2, 32));
     assert_eq!((&event.parent_block_hash, event.lora_name.as_deref()), (&None, Some("adapter")));
     let keys = |keys: &[&str]| Some(keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>());
-    assert_eq!(event.extra_keys, Some(vec![keys(&["adapter", "tenant"]), keys(&["adapter"])]));
+    assert_eq!(event.extra_keys, vec![keys(&["adapter", "tenant"]), keys(&["adapter"])]);
 }
 
 #[tokio::test]
