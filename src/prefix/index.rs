@@ -8,7 +8,7 @@ use std::sync::{
     },
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use parking_lot::{Mutex, MutexGuard};
 use smg_base::{WorkerId, hash};
 
@@ -78,19 +78,12 @@ impl PrefixIndex {
 
     /// How much of a text, given as [`crate::PromptKey::chunks`], each of `workers` holds. Fastest if they come by ascending id.
     pub fn lookup(&self, chunks: &[u64], workers: impl Iterator<Item = WorkerId>, found: &mut Found) {
-        let runs = self.runs.pin();
-        loop {
-            let reuses = self.reuses.load(Acquire);
-            let directory = self.directory.load();
-            let anything = found.walk(&runs, chunks, self.slots.load(Acquire));
-            // A slot that became another worker's on the way may have been read as either's.
-            if self.reuses.load(Acquire) != reuses {
-                continue;
-            }
-            if anything {
-                found.assign(&directory, workers);
-            }
+        if !chunks.first().is_some_and(|first| self.runs.roots.may_have(*first)) {
+            found.nothing(chunks);
             return;
+        }
+        if let Some(directory) = self.find(chunks, found) {
+            found.assign(&directory, workers);
         }
     }
 
@@ -221,6 +214,22 @@ impl PrefixIndex {
             chunks: ledger.chunks_total(),
             bytes: ledger.used(),
             bytes_of_places: ledger.used_by_places(),
+        }
+    }
+
+    /// Notes who holds what, by slot; gives the directory that tells whose the slots are, unless nobody holds anything.
+    fn find(&self, chunks: &[u64], found: &mut Found) -> Option<Guard<Arc<Directory>>> {
+        let runs = self.runs.pin();
+        loop {
+            let reuses = self.reuses.load(Acquire);
+            if !found.walk(&runs, chunks, self.slots.load(Acquire)) {
+                return None;
+            }
+            let directory = self.directory.load();
+            // A slot that became another worker's on the way may have been read as either's.
+            if self.reuses.load(Acquire) == reuses {
+                return Some(directory);
+            }
         }
     }
 

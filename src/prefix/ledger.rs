@@ -14,10 +14,11 @@ use smallvec::SmallVec;
 use smg_base::{WorkerId, map::StableMap};
 
 use crate::{
+    memory::{mean_bytes, reserve_some},
     places::{Places, RUNS_MAX},
     recency::Recency,
     record::{Hold, NONE, Record},
-    run::{Pinned, agreement},
+    run::{Pinned, RootCounts, agreement},
 };
 
 /// The writers' state. Its methods change what readers see too; one writer at a time, which holding the ledger makes sure of.
@@ -33,6 +34,7 @@ pub(crate) struct Ledger {
     free_records: Vec<u32>,
     /// Where each chunk is. Only there once somebody has asked: those who only predict never do.
     places: Option<Places>,
+    roots: RootCounts,
     stamp: u64,
     used: usize,
 }
@@ -71,8 +73,8 @@ pub(crate) enum Seat {
 }
 
 impl Ledger {
-    /// Memory of one hold outside the run: its place in the order of use, at a mean fill of two thirds.
-    const ENTRY_BYTES: usize = Recency::ENTRY_BYTES * 3 / 2;
+    /// Memory of one hold outside the run: its place in the order of use.
+    const ENTRY_BYTES: usize = mean_bytes(Recency::ENTRY_BYTES);
     /// The most chunks in a run. It bounds what is copied when a run changes, and what is searched for a chunk.
     const RUN_CHUNKS_MAX: usize = 512;
     /// Runs kept free for one write, however long its path.
@@ -384,6 +386,9 @@ impl Ledger {
         let record = &mut self.records[run as usize];
         *record = Record { hashes: hashes.into(), parent, followers: 0, holds: SmallVec::from_slice(&[hold]) };
         self.used += record.bytes() + Self::ENTRY_BYTES;
+        if parent == NONE {
+            self.roots.add(runs.roots, record.hashes[0]);
+        }
         self.publish(runs, run);
         self.count_below(slot, parent, |below| below + 1);
         self.count_followers(runs, parent, |followers| followers + 1);
@@ -497,6 +502,9 @@ impl Ledger {
             record.hashes.iter().for_each(|hash| places.remove(*hash, run));
         }
         runs.remove(record.hashes[0]);
+        if record.parent == NONE {
+            self.roots.remove(runs.roots, record.hashes[0]);
+        }
         self.free_records.push(run);
         self.count_below(slot, record.parent, |below| below - 1);
         self.count_followers(runs, record.parent, |followers| followers - 1);
@@ -526,6 +534,7 @@ impl Ledger {
             return Some(run);
         }
         let run = u32::try_from(self.records.len()).ok().filter(|run| *run < RUNS_MAX)?;
+        reserve_some(&mut self.records);
         self.records.push(Record::default());
         Some(run)
     }
@@ -576,10 +585,15 @@ impl Seat {
 fn places_of(records: &[Record], more: usize) -> Places {
     let chunks: usize = records.iter().map(|record| record.hashes.len()).sum();
     let mut places = Places::with_room_for(chunks + more);
-    for (record, run) in records.iter().zip(0..) {
-        for hash in &*record.hashes {
-            // There is room; and of hashes that crowd each other out, no more were let in before.
-            let _ = places.insert(*hash, run);
+    // Part by part, so that what is written to stays in the processor's cache: reading all hashes again costs less.
+    for part in 0..places.parts() {
+        for (record, run) in records.iter().zip(0..) {
+            for hash in &*record.hashes {
+                if places.part(*hash) == part {
+                    // There is room; and of hashes that crowd each other out, no more were let in before.
+                    let _ = places.insert(*hash, run);
+                }
+            }
         }
     }
     places

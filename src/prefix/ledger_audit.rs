@@ -17,6 +17,8 @@ impl Ledger {
             self.audit_run(head, run);
         });
         assert_eq!(published, live.len());
+        let roots = live.iter().map(|run| &self.records[*run as usize]).filter(|record| record.parent == NONE);
+        assert!(roots.map(|record| record.hashes[0]).all(|head| runs.roots.may_have(head)));
         let mut bytes = 0;
         for run in &live {
             bytes += self.audit_record(*run);
@@ -41,8 +43,8 @@ impl Ledger {
         assert_eq!(run.followers(), record.followers, "{run:?}");
         let mut seen: BTreeMap<u16, u32> = run.parts.iter().map(|Part { slot, depth }| (*slot, *depth)).collect();
         let length = chunk_count(run.hashes.len());
-        for (word, at) in run.whole().zip(0..) {
-            for bit in (0..WORD_SLOTS).filter(|bit| word >> bit & 1 == 1) {
+        for at in 0..=self.slots.len() / WORD_SLOTS {
+            for bit in (0..WORD_SLOTS).filter(|bit| run.whole(at) >> bit & 1 == 1) {
                 let slot = u16::try_from(at * WORD_SLOTS + bit).unwrap();
                 assert_eq!(seen.insert(slot, length), None, "a part and the whole: {run:?}");
             }

@@ -20,6 +20,7 @@ mod event;
 mod index;
 mod ledger;
 mod lookup;
+mod memory;
 mod places;
 mod predictor;
 mod recency;

@@ -5,7 +5,7 @@ use smg_base::WorkerId;
 
 use crate::{
     directory::Directory,
-    run::{Pinned, WORD_SLOTS},
+    run::{Pinned, Run, WORD_SLOTS},
 };
 
 /// What a lookup found. Reuse it, or make one on the stack.
@@ -39,12 +39,18 @@ impl Default for Held {
 }
 
 impl Found {
+    /// Nobody holds anything of `chunks`.
+    #[inline]
+    pub(crate) fn nothing(&mut self, chunks: &[u64]) {
+        self.holders.clear();
+        self.branch = chunks.first().copied();
+    }
+
     /// Goes down the tree along `chunks`, and notes how deep each of `slots` slots holds them and what the branch is.
     /// False if nobody holds anything.
     pub(crate) fn walk(&mut self, runs: &Pinned<'_>, chunks: &[u64], slots: usize) -> bool {
+        self.nothing(chunks);
         self.alive.clear();
-        self.holders.clear();
-        self.branch = chunks.first().copied();
         let mut base = 0;
         // At the end of a leaf the text goes on along the branch, as it does where the tree itself only goes on; at a
         // fork it starts a branch of its own.
@@ -58,11 +64,9 @@ impl Found {
             };
             let matched = run.matched(&chunks[base..]);
             if base == 0 {
-                self.alive.extend(run.whole());
-                self.depths.clear();
-                self.depths.resize(slots, 0);
+                self.begin(run, slots);
             } else {
-                self.narrow(run.whole(), run.words(), base);
+                self.narrow(run, base);
             }
             for part in &run.parts {
                 // Whoever does not hold everything before this run was caught in the middle of a write.
@@ -98,31 +102,41 @@ impl Found {
         }));
     }
 
+    /// Whoever holds the first run whole is alive.
+    fn begin(&mut self, run: &Run, slots: usize) {
+        let words = slots.div_ceil(WORD_SLOTS);
+        if self.depths.len() == words * WORD_SLOTS {
+            self.depths.fill(0);
+        } else {
+            self.depths.clear();
+            (0..words).for_each(|_| self.depths.extend_from_slice(&[0; WORD_SLOTS]));
+        }
+        self.alive.extend((0..words).map(|word| run.whole(word)));
+    }
+
     /// Keeps alive who also holds the next run whole; the others hold `base` chunks, and perhaps a part of the run.
-    fn narrow(&mut self, whole: impl Iterator<Item = u64>, words: usize, base: usize) {
-        let whole = whole.chain(std::iter::repeat_n(0, self.alive.len().saturating_sub(words)));
-        for ((alive, whole), word) in self.alive.iter_mut().zip(whole).zip(0..) {
-            let lost = *alive & !whole;
+    fn narrow(&mut self, run: &Run, base: usize) {
+        let (depths, _) = self.depths.as_chunks_mut();
+        for ((alive, depths), word) in self.alive.iter_mut().zip(depths).zip(0..) {
+            let whole = run.whole(word);
+            note(depths, *alive & !whole, base);
             *alive &= whole;
-            note(&mut self.depths, lost, word, base);
         }
     }
 
     fn settle(&mut self, base: usize) {
-        for (alive, word) in self.alive.iter().zip(0..) {
-            note(&mut self.depths, *alive, word, base);
+        let (depths, _) = self.depths.as_chunks_mut();
+        for (alive, depths) in self.alive.iter().zip(depths) {
+            note(depths, *alive, base);
         }
     }
 }
 
 /// Notes the same depth for all slots in a word of a mask.
-fn note(depths: &mut [u32], mut slots: u64, word: usize, depth: usize) {
+fn note(depths: &mut [u32; WORD_SLOTS], mut slots: u64, depth: usize) {
     let depth = chunk_count(depth);
     while slots != 0 {
-        let slot = word * WORD_SLOTS + slots.trailing_zeros() as usize;
-        if let Some(noted) = depths.get_mut(slot) {
-            *noted = depth;
-        }
+        depths[slots.trailing_zeros() as usize % WORD_SLOTS] = depth;
         slots &= slots - 1;
     }
 }

@@ -1,5 +1,7 @@
 //! The order in which one worker's runs were last used.
 
+use crate::memory::reserve_some;
+
 /// No entry.
 const NONE: u32 = u32::MAX;
 
@@ -108,6 +110,7 @@ impl Recency {
             *place = content;
             return entry;
         }
+        reserve_some(&mut self.entries);
         self.entries.push(content);
         u32::try_from(self.entries.len() - 1).expect("a worker holds fewer runs than its capacity, a u32, has chunks")
     }

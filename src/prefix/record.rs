@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::run::{Part, Run, Runs};
+use crate::{
+    memory::mean_bytes,
+    run::{Part, Run, Runs},
+};
 
 /// No run.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -37,7 +40,7 @@ pub(crate) struct Hold {
 
 impl Record {
     /// Memory of a run without its hashes, with a part or two; of these, more are counted with the holds.
-    const BYTES: usize = Runs::ENTRY_BYTES + size_of::<Self>() * 3 / 2 + 2 * size_of::<usize>() + size_of::<Part>();
+    const BYTES: usize = Runs::ENTRY_BYTES + mean_bytes(size_of::<Self>()) + 2 * size_of::<usize>() + size_of::<Part>();
 
     /// Where `slot` is, or would be, among the holds.
     pub(crate) fn find(&self, slot: u16) -> Result<usize, usize> {

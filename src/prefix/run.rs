@@ -73,14 +73,10 @@ impl Run {
         if query.get(length - 1) == Some(&self.last) { length } else { agreement(&self.hashes, query) }
     }
 
-    /// Who holds all of it: 64 slots to a word.
-    pub(crate) fn whole(&self) -> impl Iterator<Item = u64> {
-        self.whole.iter().chain(&self.whole_beyond).map(|word| word.load(Acquire))
-    }
-
-    /// How many words [`Run::whole`] has.
-    pub(crate) fn words(&self) -> usize {
-        WORDS_INLINE + self.whole_beyond.len()
+    /// Who holds all of it, of the 64 slots of a word.
+    #[inline]
+    pub(crate) fn whole(&self, word: usize) -> u64 {
+        self.word(word).map_or(0, |word| word.load(Acquire))
     }
 
     /// How many runs come next after it.
@@ -115,8 +111,9 @@ impl Run {
         self.parts.binary_search_by_key(&slot, |part| part.slot).is_ok()
     }
 
+    #[inline]
     fn word(&self, word: usize) -> Option<&AtomicU64> {
-        self.whole.get(word).or_else(|| self.whole_beyond.get(word - WORDS_INLINE))
+        if word < WORDS_INLINE { self.whole.get(word) } else { self.whole_beyond.get(word - WORDS_INLINE) }
     }
 }
 
@@ -141,24 +138,32 @@ pub(crate) fn agreement(one: &[u64], other: &[u64]) -> usize {
 
 /// The runs by their first hash. Readers never wait; what they hold on to is freed after them.
 #[derive(Debug, Default)]
-pub(crate) struct Runs(Table);
+pub(crate) struct Runs {
+    table: Table,
+    /// What the runs that nothing comes before begin with.
+    pub(crate) roots: Roots,
+}
 
 type Table = papaya::HashMap<u64, Run, BuildHasherDefault<Unhashed>>;
 
 /// The table, kept from freeing what is looked at.
-pub(crate) struct Pinned<'a>(papaya::HashMapRef<'a, u64, Run, BuildHasherDefault<Unhashed>, papaya::LocalGuard<'a>>);
+pub(crate) struct Pinned<'a> {
+    table: papaya::HashMapRef<'a, u64, Run, BuildHasherDefault<Unhashed>, papaya::LocalGuard<'a>>,
+    /// See [`Runs::roots`].
+    pub(crate) roots: &'a Roots,
+}
 
 impl Runs {
     /// Memory of a run in the table: its entry, a pointer to that and a byte beside it at a mean load of two thirds.
     pub(crate) const ENTRY_BYTES: usize = size_of::<(u64, Run)>() + (size_of::<usize>() + 1) * 3 / 2;
 
     pub(crate) fn pin(&self) -> Pinned<'_> {
-        Pinned(self.0.pin())
+        Pinned { table: self.table.pin(), roots: &self.roots }
     }
 
     /// How many runs there are.
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.table.len()
     }
 }
 
@@ -167,29 +172,93 @@ impl Pinned<'_> {
     pub(crate) fn get(&self, head: u64) -> Option<&Run> {
         #[cfg(test)]
         interleaving::step();
-        self.0.get(&head)
+        self.table.get(&head)
     }
 
     /// Puts a run in the place of the one that begins like it, if there is one.
     pub(crate) fn put(&self, run: Run) {
         #[cfg(test)]
         interleaving::step();
-        self.0.insert(run.hashes[0], run);
+        self.table.insert(run.hashes[0], run);
     }
 
     /// Takes out the run that begins with `head`.
     pub(crate) fn remove(&self, head: u64) {
         #[cfg(test)]
         interleaving::step();
-        self.0.remove(&head);
+        self.table.remove(&head);
     }
 
     #[cfg(test)]
     pub(crate) fn for_each(&self, mut visit: impl FnMut(u64, &Run)) {
-        for (head, run) in &self.0 {
+        for (head, run) in &self.table {
             visit(*head, run);
         }
     }
+}
+
+/// A set of hashes that errs only by holding too many: most prompts that nobody has seen are known for that by one look, at
+/// memory that stays in the processor's cache.
+#[derive(Debug)]
+pub(crate) struct Roots {
+    cells: Box<[AtomicU64]>,
+}
+
+impl Roots {
+    const CELLS: usize = 1 << 14;
+
+    /// Whether `hash` may be in the set.
+    #[inline]
+    pub(crate) fn may_have(&self, hash: u64) -> bool {
+        let (word, bit) = word_of_cell(Self::cell(hash));
+        self.cells.get(word).is_some_and(|cells| cells.load(Acquire) & bit != 0)
+    }
+
+    fn cell(hash: u64) -> usize {
+        #[expect(clippy::cast_possible_truncation, reason = "some bits of a hash")]
+        let low = hash as usize;
+        low % Self::CELLS
+    }
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self { cells: (0..Self::CELLS / WORD_SLOTS).map(|_| AtomicU64::new(0)).collect() }
+    }
+}
+
+/// The writers' part of [`Roots`]: how many hashes each cell stands for.
+#[derive(Debug)]
+pub(crate) struct RootCounts(Box<[u32]>);
+
+impl Default for RootCounts {
+    fn default() -> Self {
+        Self(vec![0; Roots::CELLS].into())
+    }
+}
+
+impl RootCounts {
+    /// Adds a hash.
+    pub(crate) fn add(&mut self, roots: &Roots, hash: u64) {
+        let cell = Roots::cell(hash);
+        self.0[cell] += 1;
+        let (word, bit) = word_of_cell(cell);
+        roots.cells[word].fetch_or(bit, Release);
+    }
+
+    /// Takes out a hash that was added.
+    pub(crate) fn remove(&mut self, roots: &Roots, hash: u64) {
+        let cell = Roots::cell(hash);
+        self.0[cell] -= 1;
+        if self.0[cell] == 0 {
+            let (word, bit) = word_of_cell(cell);
+            roots.cells[word].fetch_and(!bit, Release);
+        }
+    }
+}
+
+fn word_of_cell(cell: usize) -> (usize, u64) {
+    (cell / WORD_SLOTS, 1 << (cell % WORD_SLOTS))
 }
 
 /// The keys are hashes already, seeded with what a cluster keeps to itself.
@@ -256,9 +325,7 @@ mod tests {
         let holds = [(3, 10), (64, 4), (255, 10), (900, 10)].map(|(slot, depth)| Part { slot, depth });
         let run = Run::new(0, (1..=10).collect(), 0, holds.into_iter());
         let whole = |run: &Run| {
-            let words: Vec<u64> = run.whole().collect();
-            let all = u16::try_from(words.len() * WORD_SLOTS).unwrap();
-            (0..all).filter(|slot| words[word_of(*slot).0] & word_of(*slot).1 != 0).collect::<Vec<u16>>()
+            (0..2_000).filter(|slot| run.whole(word_of(*slot).0) & word_of(*slot).1 != 0).collect::<Vec<u16>>()
         };
         assert_eq!(whole(&run), [3, 255, 900]);
         assert_eq!(&*run.parts, [Part { slot: 64, depth: 4 }]);
