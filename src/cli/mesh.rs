@@ -22,9 +22,18 @@ pub(super) enum Verb {
     /// Make a secret for a new mesh, to be given to every node as SMG_MESH_TOKEN.
     Token,
     /// Let other nodes and load balancers send a node nothing more; it goes on serving.
-    Drain(Target),
+    Drain(Drain),
     /// Let a node leave its mesh and go on alone.
     Leave(Target),
+}
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Drain {
+    #[command(flatten)]
+    target: Target,
+    /// Take an earlier drain back
+    #[arg(long)]
+    undo: bool,
 }
 
 pub(super) fn run(verb: &Verb) -> Result<(), Failure> {
@@ -33,8 +42,9 @@ pub(super) fn run(verb: &Verb) -> Result<(), Failure> {
         Verb::Members(target) => list(target, "members", &MEMBERS),
         Verb::Workers(target) => list(target, "workers", &WORKERS),
         Verb::Token => output::print(&format!("{}\n", smg_node::new_mesh_token().expose())),
-        Verb::Drain(target) => ask(target, "drain"),
-        Verb::Leave(target) => ask(target, "leave"),
+        Verb::Drain(Drain { target, undo: false }) => ask(target, Method::POST, "drain"),
+        Verb::Drain(Drain { target, undo: true }) => ask(target, Method::DELETE, "drain"),
+        Verb::Leave(target) => ask(target, Method::POST, "leave"),
     }
 }
 
@@ -131,8 +141,8 @@ fn table(columns: &[Column], rows: Option<&Value>) -> String {
     output::table(&titles, &rows.iter().map(cells).collect::<Vec<_>>())
 }
 
-fn ask(target: &Target, what: &str) -> Result<(), Failure> {
-    let answer = Client::new(target)?.call(Method::POST, &["mesh", what], None)?;
+fn ask(target: &Target, method: Method, what: &str) -> Result<(), Failure> {
+    let answer = Client::new(target)?.call(method, &["mesh", what], None)?;
     match target.output {
         output::Form::Json => output::print_json(&answer),
         output::Form::Table => output::print(&output::readable(&answer)),

@@ -145,10 +145,11 @@ fn commands_about_the_mesh_ask_the_admin_api() {
         ("200 OK", r#"{"members":[]}"#),
         ("200 OK", r#"{"workers":[{"id":"w-1","votes":{"a":"up","b":"unreachable"}}]}"#),
         ("202 Accepted", r#"{"status":"draining"}"#),
+        ("200 OK", r#"{"status":"joined"}"#),
         ("200 OK", r#"{"status":"left"}"#),
     ]));
     let (url, asked) = gateway(answers);
-    for verb in ["status", "members --output json", "workers", "drain", "leave"] {
+    for verb in ["status", "members --output json", "workers", "drain", "drain --undo", "leave"] {
         run_words(&format!("smg mesh {verb} --url {url} --api-key k"))
             .unwrap_or_else(|failure| panic!("{verb}: {failure}"));
     }
@@ -158,6 +159,7 @@ fn commands_about_the_mesh_ask_the_admin_api() {
         "GET /mesh/members HTTP/1.1 Bearer k ",
         "GET /mesh/workers HTTP/1.1 Bearer k ",
         "POST /mesh/drain HTTP/1.1 Bearer k ",
+        "DELETE /mesh/drain HTTP/1.1 Bearer k ",
         "POST /mesh/leave HTTP/1.1 Bearer k ",
     ];
     assert_eq!(asked.join().expect("the gateway ends"), expected);

@@ -30,6 +30,9 @@ pub trait Cluster: Send + Sync {
     /// Tells the others to send this node nothing more, and load balancers likewise.
     fn drain(&self) -> BoxFuture<'static, ()>;
 
+    /// Takes that back; false if there is nothing to take back.
+    fn resume(&self) -> BoxFuture<'static, bool>;
+
     /// Leaves the cluster; this node goes on alone.
     fn leave(&self) -> BoxFuture<'static, ()>;
 }

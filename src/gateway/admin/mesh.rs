@@ -8,6 +8,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use smg_base::PeerId;
 use smg_infer::{Failure, FailureCode};
+use smg_runtime::Phase;
 
 use super::Answer;
 use crate::{
@@ -77,6 +78,25 @@ pub(crate) async fn drain(State(gateway): State<Arc<Gateway>>) -> Answer {
         ))
     };
     drained.await.into()
+}
+
+/// Takes a drain back.
+pub(crate) async fn resume(State(gateway): State<Arc<Gateway>>) -> Answer {
+    let resumed = async {
+        let cluster = cluster(&gateway)?;
+        if gateway.shutdown.phase() >= Phase::Draining {
+            return Err(Failure::new(FailureCode::Draining, "this node is being stopped"));
+        }
+        if !cluster.resume().await {
+            return Err(Failure::new(FailureCode::InvalidRequest, "this node is not draining"));
+        }
+        tracing::info!("no longer draining from the mesh, as asked");
+        Ok(Answer::ok(&json!({
+            "status": cluster.standing().as_str(),
+            "message": "other nodes may send this one requests again",
+        })))
+    };
+    resumed.await.into()
 }
 
 /// Leaves the mesh; this node goes on alone.

@@ -104,6 +104,7 @@ routes! {
     Admin put "/mesh/config/{section}/{name}" admin::mesh::set_config, "Sets an alias, policy, sticky key or revocation on all nodes";
     Admin delete "/mesh/config/{section}/{name}" admin::mesh::delete_config, "Deletes a setting that all nodes share";
     Admin post "/mesh/drain" admin::mesh::drain, "Lets other nodes and load balancers send this node nothing more";
+    Admin delete "/mesh/drain" admin::mesh::resume, "Takes a drain from the mesh back";
     Admin post "/mesh/leave" admin::mesh::leave, "Leaves the mesh; this node goes on alone";
 }
 

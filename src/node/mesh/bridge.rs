@@ -221,7 +221,7 @@ impl Bridge {
             tracing::info!(node = member.name, state = member.state.as_str(), address = %member.address, "mesh member");
         }
         let has_company = known.facts().has_company();
-        match known.standing() {
+        match known.company() {
             Standing::Joined if !has_company => known.stand(Standing::Alone),
             Standing::Alone if has_company => known.stand(Standing::Joined),
             _ => {}

@@ -93,6 +93,19 @@ impl Cluster for MeshCluster {
         })
     }
 
+    fn resume(&self) -> BoxFuture<'static, bool> {
+        if !self.known.resume() {
+            return Box::pin(async { false });
+        }
+        let written = self.link.write(Op::Draining(false));
+        Box::pin(async move {
+            if let Err(error) = written.await {
+                tracing::warn!(%error, "the other nodes cannot be told that this one no longer drains");
+            }
+            true
+        })
+    }
+
     fn leave(&self) -> BoxFuture<'static, ()> {
         // Said first: what then ends of the mesh has ended as was meant.
         self.known.stand(Standing::Left);
@@ -147,7 +160,10 @@ mod tests {
         }
         cluster.drain().await;
         assert_eq!((cluster.standing(), link.written()), (Standing::Draining, vec!["draining true".to_owned()]));
+        assert!(cluster.resume().await && !cluster.resume().await);
+        assert_eq!((cluster.standing(), link.written()), (Standing::Joining, vec!["draining false".to_owned()]));
         cluster.leave().await;
+        assert!(!cluster.resume().await, "there is no way back");
         assert_eq!((cluster.standing(), link.written()), (Standing::Left, vec!["leave".to_owned()]));
         assert_eq!((cluster.added(worker.clone()).await, cluster.removed(worker.id).await), (Ok(()), Ok(())));
         assert_eq!(link.written(), Vec::<String>::new(), "nobody is there to be told");

@@ -20,9 +20,16 @@ use super::spec::Told;
 #[derive(Default)]
 pub(crate) struct Known {
     facts: Mutex<Facts>,
-    standing: AtomicU8,
+    /// Whether it has joined, and whether others are there.
+    company: AtomicU8,
+    /// How far it is on its way out.
+    farewell: AtomicU8,
     refusal: OnceLock<String>,
 }
+
+const STAYS: u8 = 0;
+const DRAINS: u8 = 1;
+const LEFT: u8 = 2;
 
 /// What this node has heard.
 #[derive(Default)]
@@ -67,27 +74,36 @@ impl Known {
 
     /// Where this node stands.
     pub(crate) fn standing(&self) -> Standing {
-        match self.standing.load(Ordering::Acquire) {
-            0 => Standing::Joining,
-            1 => Standing::Joined,
-            2 => Standing::Alone,
-            3 => Standing::Draining,
+        match self.farewell.load(Ordering::Acquire) {
+            STAYS => self.company(),
+            DRAINS => Standing::Draining,
             _ => Standing::Left,
         }
     }
 
-    /// Says where it stands from now on. Who drains or has left does not come back.
+    /// Where it would stand if it were not about to leave.
+    pub(crate) fn company(&self) -> Standing {
+        match self.company.load(Ordering::Acquire) {
+            0 => Standing::Joining,
+            1 => Standing::Joined,
+            _ => Standing::Alone,
+        }
+    }
+
+    /// Says where it stands from now on. Who has left does not come back, and who drains only by [`Self::resume`].
     pub(crate) fn stand(&self, standing: Standing) {
-        let number = match standing {
-            Standing::Joining => 0,
-            Standing::Joined => 1,
-            Standing::Alone => 2,
-            Standing::Draining => 3,
-            Standing::Left => 4,
-        };
-        let replaced = |now: u8| (now < 3 || number > now).then_some(number);
-        // Refused is only a step back, which is meant to do nothing.
-        let _ = self.standing.fetch_update(Ordering::AcqRel, Ordering::Acquire, replaced);
+        match standing {
+            Standing::Joining => self.company.store(0, Ordering::Release),
+            Standing::Joined => self.company.store(1, Ordering::Release),
+            Standing::Alone => self.company.store(2, Ordering::Release),
+            Standing::Draining => drop(self.farewell.fetch_max(DRAINS, Ordering::AcqRel)),
+            Standing::Left => self.farewell.store(LEFT, Ordering::Release),
+        }
+    }
+
+    /// Takes a drain back; false if there is none.
+    pub(crate) fn resume(&self) -> bool {
+        self.farewell.compare_exchange(DRAINS, STAYS, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
@@ -108,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_drains_or_left_does_not_come_back() {
+    fn who_has_left_does_not_come_back_and_who_drains_only_if_told() {
         let known = Known::default();
         let check = |said: Standing, expected: Standing| {
             known.stand(said);
@@ -117,8 +133,12 @@ mod tests {
         check(Standing::Alone, Standing::Alone);
         check(Standing::Joined, Standing::Joined);
         check(Standing::Draining, Standing::Draining);
-        check(Standing::Joined, Standing::Draining);
+        check(Standing::Alone, Standing::Draining);
+        assert!(known.resume() && !known.resume());
+        assert_eq!(known.standing(), Standing::Alone, "as things have become meanwhile");
+        check(Standing::Draining, Standing::Draining);
         check(Standing::Left, Standing::Left);
         check(Standing::Draining, Standing::Left);
+        assert!(!known.resume());
     }
 }

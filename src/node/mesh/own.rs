@@ -284,7 +284,7 @@ mod tests {
             assert!(received <= 256 << 10, "{received} B in a second from {company} nodes: {told:?}");
             assert!(told.iter().sum::<usize>() > 0);
         };
-        [2, 3, 16, 64, 256].map(check);
+        [2, 3, 16, 64, 256].into_iter().for_each(check);
     }
 
     /// Bytes of the frame in which a node sends others so many rows, on a datagram for each 1 200 of them.

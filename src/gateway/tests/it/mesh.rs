@@ -67,6 +67,15 @@ impl Cluster for Notes {
         Box::pin(async {})
     }
 
+    fn resume(&self) -> BoxFuture<'static, bool> {
+        let mut standing = self.standing.lock();
+        let was_draining = *standing == Standing::Draining;
+        if was_draining {
+            *standing = Standing::Joined;
+        }
+        Box::pin(async move { was_draining })
+    }
+
     fn leave(&self) -> BoxFuture<'static, ()> {
         *self.standing.lock() = Standing::Left;
         Box::pin(async {})
@@ -97,8 +106,8 @@ async fn every_page_is_served_and_only_in_a_mesh() {
         assert_eq!((status, answer.as_str().map(str::to_lowercase)), (StatusCode::OK, Some(page.to_owned())));
         assert_eq!(ask(&without, "GET", &path, "").await.0, StatusCode::NOT_FOUND, "{path}");
     }
-    for path in ["/mesh/drain", "/mesh/leave"] {
-        assert_eq!(ask(&without, "POST", path, "").await.0, StatusCode::NOT_FOUND, "{path}");
+    for (method, path) in [("POST", "/mesh/drain"), ("DELETE", "/mesh/drain"), ("POST", "/mesh/leave")] {
+        assert_eq!(ask(&without, method, path, "").await.0, StatusCode::NOT_FOUND, "{method} {path}");
     }
 }
 
@@ -210,4 +219,11 @@ async fn readiness_says_how_the_node_stands() {
         assert!(ask(&node, "POST", path, "").await.0.is_success());
         assert_eq!(*notes.standing.lock(), standing);
     }
+    let (status, answer) = ask(&node, "DELETE", "/mesh/drain", "").await;
+    assert_eq!((status, answer["status"].as_str()), (StatusCode::OK, Some("joined")));
+    assert_eq!(
+        ask(&node, "DELETE", "/mesh/drain", "").await.0,
+        StatusCode::BAD_REQUEST,
+        "there is nothing to take back"
+    );
 }
