@@ -226,7 +226,7 @@ async fn wall_clocks_do_not_matter() {
 /// How long a peer stands still under load; by hand `SMG_STALL_SECS=600`.
 fn stall() -> Duration {
     let asked = std::env::var("SMG_STALL_SECS").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(asked.unwrap_or(40))
+    Duration::from_secs(asked.unwrap_or(60))
 }
 
 /// A peer that stands still while much happens does not fill the others' memory.
