@@ -33,6 +33,11 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_RETRIES: u32 = 3;
 
+/// How long what was sent may stay unacknowledged: a host that vanishes under a request is noticed as soon as one that vanishes
+/// while it is silent. The system alone would try for a quarter of an hour.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
+
 /// Errors of the process and not of the worker: out of descriptors (`EMFILE`, `ENFILE`), out of local ports
 /// (`EADDRNOTAVAIL`).
 const OUT_OF_SOCKETS: [i32; 3] = [24, 23, 99];
@@ -178,7 +183,10 @@ impl Connector {
 fn tune(tcp: &TcpStream) {
     let keepalive =
         TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_RETRIES);
-    let tuned = tcp.set_nodelay(true).and_then(|()| SockRef::from(tcp).set_tcp_keepalive(&keepalive));
+    let socket = SockRef::from(tcp);
+    let tuned = tcp.set_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive));
+    #[cfg(target_os = "linux")]
+    let tuned = tuned.and_then(|()| socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX)));
     if let Err(error) = tuned {
         tracing::debug!(%error, "cannot tune a connection");
     }
