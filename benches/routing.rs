@@ -14,7 +14,7 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 use smg_base::{Random, SplitMix, Timestamp, WorkerId, hash, map::StableMap};
 use smg_benches::{Table, nanos, nanos_once};
 use smg_fleet::{EngineLoad, Fleet, FleetConfig, HealthConfig, LoadGuard, Origin, Pool, Relaying, WorkerSpec};
-use smg_prefix::{CHUNK_BYTES, Chunker, Found, PrefixIndex, PromptKey};
+use smg_prefix::{CHUNK_BYTES, Chunker, Found, PrefixIndex, PromptKey, Space};
 use smg_routing::{Ask, Explanation, Policy, PolicyConfig, PolicyKind};
 
 const TEXT_BYTES: usize = 32 << 10;
@@ -114,7 +114,7 @@ fn decisions() -> Table {
         let mut row = vec![kind.to_string()];
         for workers in COUNTS {
             let setting = Setting::new(workers);
-            let mut chunker = Policy::new(kind, &PolicyConfig::default()).chunker(0);
+            let mut chunker = Policy::new(kind, &PolicyConfig::default()).chunker(Space::Text, 0);
             chunker.push(text().as_bytes());
             let text = chunker.finish();
             let policy = warm(kind, &setting.pool, &text, &random);
@@ -178,7 +178,7 @@ fn a_request() -> Table {
             let nanos = nanos(|| {
                 conversation = (conversation + 1) % 1_000;
                 let text = policy.wants_text().then(|| {
-                    let mut chunker = policy.chunker(0);
+                    let mut chunker = policy.chunker(Space::Text, 0);
                     chunker.push(&text.as_bytes()[..text.len() / 2]);
                     chunker.push(&conversation.to_le_bytes());
                     chunker.push(&text.as_bytes()[text.len() / 2..]);

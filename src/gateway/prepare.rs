@@ -13,7 +13,7 @@ use smg_api::{
 use smg_base::{Timestamp, hash};
 use smg_fleet::{Pool, Relaying, Snapshot};
 use smg_infer::{Failure, FailureCode, Replay};
-use smg_prefix::PromptKey;
+use smg_prefix::{PromptKey, Space};
 use smg_upstream::OutboundBody;
 
 use crate::{
@@ -197,7 +197,7 @@ fn read<'a>(endpoint: Endpoint, body: &'a [u8], plan: &ModelPlan) -> Result<(Pee
         let peek = peek::peek(endpoint, body, None).map_err(|error| invalid(&error))?;
         return Ok((peek, None));
     }
-    let mut chunker = policy.chunker(0);
+    let mut chunker = policy.chunker(Space::Text, 0);
     let mut sink = |piece: &str| chunker.push(piece.as_bytes());
     let peek = peek::peek(endpoint, body, Some(&mut sink)).map_err(|error| invalid(&error))?;
     Ok((peek, Some(chunker.finish())))

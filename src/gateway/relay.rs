@@ -196,6 +196,7 @@ impl Answering {
             input_tokens: usage.as_ref().map(|usage| usage.input_tokens),
             cached_tokens: cached,
             text_bytes: self.prepared.hints.prompt.as_ref().map_or(0, |text| text.bytes),
+            space: self.prepared.hints.prompt.as_ref().map(|key| key.space).unwrap_or_default(),
         };
         self.prepared.plan.policy.observed(&self.routed.worker, &seen);
         self.trail.usage(usage);

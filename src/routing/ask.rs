@@ -2,7 +2,7 @@
 
 use smg_base::{Random, Timestamp, WorkerId};
 use smg_fleet::{Offer, Relaying, Worker};
-use smg_prefix::PromptKey;
+use smg_prefix::{PromptKey, Space};
 
 /// What a policy is told of a request.
 #[derive(Clone, Copy)]
@@ -48,6 +48,8 @@ pub struct Seen {
     pub cached_tokens: Option<u64>,
     /// Length of the prompt's text; zero if unknown.
     pub text_bytes: usize,
+    /// What the prompt was cut from when the worker was chosen.
+    pub space: Space,
 }
 
 /// Why no worker was chosen.

@@ -8,19 +8,21 @@
 
 use smg_base::{Random, hash};
 use smg_fleet::{Pool, Worker};
-use smg_prefix::{Found, Held, PrefixIndex};
+use smg_prefix::{CHUNK_TOKENS, Found, Held, Space};
 
 use crate::{
     Ask, PolicyConfig, Reason, Seen,
     candidates::{Candidate, Candidates},
     cost::{Cost, Costs, Estimate, Prompt},
+    known::{Known, Source},
     pick::{Choice, Rendezvous},
 };
 
 /// The state of the `cache_aware` policy.
 #[derive(Debug)]
 pub(crate) struct CacheAware {
-    pub(crate) index: PrefixIndex,
+    texts: Known,
+    tokens: Known,
     estimate: Estimate,
     chunk_bytes: usize,
     default_capacity_tokens: u64,
@@ -33,7 +35,8 @@ const JUDGED_TOKENS_MIN: u64 = 256;
 impl CacheAware {
     pub(crate) fn new(config: &PolicyConfig) -> Self {
         Self {
-            index: PrefixIndex::new(config.prefix_index_bytes_max),
+            texts: Known::new(config.prefix_index_bytes_max),
+            tokens: Known::new(config.prefix_index_bytes_max),
             estimate: Estimate::of_caches(config),
             chunk_bytes: config.chunk_bytes.max(1),
             default_capacity_tokens: config.default_kv_capacity_tokens,
@@ -44,9 +47,9 @@ impl CacheAware {
     /// Chooses; leaves what it weighed in `costs`.
     pub(crate) fn pick(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>, costs: &mut Costs) -> Choice {
         let mut found = Found::default();
-        let chunks = ask.prompt.map_or(&[][..], |text| &text.chunks);
-        if !chunks.is_empty() {
-            self.index.lookup(chunks, candidates.iter().map(|candidate| candidate.id), &mut found);
+        if let Some(prompt) = ask.prompt.filter(|prompt| !prompt.chunks.is_empty()) {
+            let workers = candidates.iter().map(|candidate| candidate.id);
+            self.known(prompt.space).lookup(&prompt.chunks, workers, ask.now, &mut found);
         }
         let tokens_per_chunk = self.tokens_per_chunk(ask);
         let prompt = |index: usize| {
@@ -68,23 +71,44 @@ impl CacheAware {
 
     /// The request went to `worker`: its cache will hold the prompt.
     pub(crate) fn dispatched(&self, worker: &Worker, ask: &Ask<'_>, bytes_per_token: f64) {
-        if let Some(text) = ask.prompt.filter(|text| !text.chunks.is_empty()) {
-            self.index.insert(worker.id, &text.chunks, self.capacity_chunks(worker, bytes_per_token));
+        if let Some(prompt) = ask.prompt.filter(|prompt| !prompt.chunks.is_empty()) {
+            let capacity = self.capacity_chunks(worker, prompt.space, bytes_per_token);
+            self.known(prompt.space).dispatched(worker.id, &prompt.chunks, capacity, ask.now);
         }
+    }
+
+    /// What is known of caches in one space.
+    pub(crate) fn known(&self, space: Space) -> &Known {
+        match space {
+            Space::Text => &self.texts,
+            Space::Tokens => &self.tokens,
+        }
+    }
+
+    /// Both spaces.
+    pub(crate) fn spaces(&self) -> [(Space, &Known); 2] {
+        [(Space::Text, &self.texts), (Space::Tokens, &self.tokens)]
     }
 
     /// The answer says how far the prediction was right.
     pub(crate) fn observed(&self, worker: &Worker, seen: &Seen) {
         let predicted = seen.input_tokens.map_or(seen.predicted_tokens, |tokens| tokens.min(seen.predicted_tokens));
         if let Some(cached) = seen.cached_tokens.filter(|_| predicted >= JUDGED_TOKENS_MIN) {
-            self.index.calibrate(worker.id, predicted, cached);
+            let known = self.known(seen.space);
+            // What an engine reports is no prediction.
+            if known.source(worker.id) != Source::Fed {
+                known.index().calibrate(worker.id, predicted, cached);
+            }
         }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     fn tokens_per_chunk(&self, ask: &Ask<'_>) -> f32 {
-        let bytes = ask.prompt.map_or(0, |text| text.bytes).max(1);
-        ask.input_tokens as f32 * self.chunk_bytes as f32 / bytes as f32
+        match ask.prompt {
+            Some(prompt) if prompt.space == Space::Tokens => CHUNK_TOKENS as f32,
+            Some(prompt) => ask.input_tokens as f32 * self.chunk_bytes as f32 / prompt.bytes.max(1) as f32,
+            None => 0.0,
+        }
     }
 
     #[expect(
@@ -93,8 +117,12 @@ impl CacheAware {
         clippy::cast_sign_loss,
         reason = "an estimate of a positive number"
     )]
-    fn capacity_chunks(&self, worker: &Worker, bytes_per_token: f64) -> u64 {
+    /// How many chunks of a space `worker` is taken to have room for.
+    pub(crate) fn capacity_chunks(&self, worker: &Worker, space: Space, bytes_per_token: f64) -> u64 {
         let tokens = worker.kv_capacity_tokens().unwrap_or(self.default_capacity_tokens);
+        if space == Space::Tokens {
+            return (tokens / CHUNK_TOKENS as u64).max(1);
+        }
         let bytes = (tokens as f64 * bytes_per_token) as u64;
         (bytes.min(self.tree_bytes_max) / self.chunk_bytes as u64).max(1)
     }

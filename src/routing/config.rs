@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use smg_prefix::{CHUNK_BYTES, Chunker};
+use smg_prefix::{CHUNK_BYTES, Chunker, Space, TOKEN_BYTES};
 
 /// What policies can be told. Each reads its own part; the defaults are the reference gateway's command line where it has
 /// the parameter.
@@ -100,8 +100,12 @@ impl PolicyConfig {
         Chunker::new(self.chunk_bytes, salt)
     }
 
-    /// What `prefix_hash` wants of a text.
-    pub(crate) fn head_chunker(&self, salt: u64) -> Chunker {
+    /// What `prefix_hash` wants of a prompt.
+    pub(crate) fn head_chunker(&self, space: Space, salt: u64) -> Chunker {
+        if space == Space::Tokens {
+            let head_bytes = self.prefix_token_count.saturating_mul(TOKEN_BYTES);
+            return Chunker::of_tokens(salt).with_head_bytes(head_bytes).head_only();
+        }
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "four")]
         let head_bytes = self.prefix_token_count.saturating_mul(Self::BYTES_PER_TOKEN as usize);
         Chunker::new(self.chunk_bytes, salt).with_head_bytes(head_bytes).head_only()

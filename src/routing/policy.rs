@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 use smg_base::{Timestamp, WorkerId};
 use smg_fleet::{Pool, Worker};
-use smg_prefix::Chunker;
+use smg_prefix::{Change, Chunker, Claim, PromptKey, Space, TOKEN_BYTES};
 
 use crate::{
     Ask, AssignmentMode, Explanation, NoChoice, Overrides, PolicyConfig, PolicyKind, Reason, Seen, Standing,
@@ -14,6 +14,7 @@ use crate::{
     cache_aware::CacheAware,
     candidates::{Candidate, Candidates, Offers, standing},
     cost::{Costs, Estimate, Prompt},
+    known::{Known, Source},
     learned::BytesPerToken,
     pick::{self, Choice, Rendezvous},
     sticky::{Kept, Sticky},
@@ -83,12 +84,13 @@ impl Policy {
         matches!(self.kind, PolicyKind::CacheAware | PolicyKind::PrefixHash)
     }
 
-    /// Hashes a prompt's text as this policy wants it. `salt` stands for whatever beside the text must be equal for two
-    /// prompts to share a cache.
-    pub fn chunker(&self, salt: u64) -> Chunker {
-        match self.kind {
-            PolicyKind::CacheAware => self.config.chunker(salt),
-            _ => self.config.head_chunker(salt),
+    /// Hashes a prompt as this policy wants it. `salt` stands for whatever beside the prompt must be equal for two
+    /// prompts to share a cache ([`smg_prefix::Namespace`]).
+    pub fn chunker(&self, space: Space, salt: u64) -> Chunker {
+        match (self.kind, space) {
+            (PolicyKind::CacheAware, Space::Text) => self.config.chunker(salt),
+            (PolicyKind::CacheAware, Space::Tokens) => Chunker::of_tokens(salt),
+            (_, space) => self.config.head_chunker(space, salt),
         }
     }
 
@@ -160,9 +162,59 @@ impl Policy {
 
     /// A worker is gone, or its cache is.
     pub fn forget(&self, worker: WorkerId) {
-        if let Some(caches) = &self.caches {
-            caches.index.forget(worker);
+        for (_, known) in self.known() {
+            known.forget(worker);
         }
+    }
+
+    /// Changes how it is known what a worker's cache holds. What was known of it in another way is forgotten.
+    pub fn set_source(&self, worker: WorkerId, space: Space, source: Source) {
+        if let Some(caches) = &self.caches {
+            caches.known(space).set_source(worker, source);
+        }
+    }
+
+    /// Takes on what is told of the cache of a worker that is fed; says how many chunks could not be placed.
+    pub fn apply(&self, worker: WorkerId, space: Space, change: &Change) -> u64 {
+        self.caches.as_ref().map_or(0, |caches| caches.known(space).apply(worker, change))
+    }
+
+    /// Hands out what was sent to workers whose content is predicted elsewhere ([`Source::FedAndClaimed`]) since the last
+    /// time.
+    pub fn take_claims(&self, take: &mut dyn FnMut(WorkerId, Space, Claim)) {
+        for (space, known) in self.known() {
+            known.take_claims(&mut |worker, claim| take(worker, space, claim));
+        }
+    }
+
+    /// How many claims were dropped because nobody took them in time.
+    pub fn claims_dropped(&self) -> u64 {
+        self.known().map(|(_, known)| known.claims_dropped()).sum()
+    }
+
+    /// How many chunks `worker` is taken to have room for; zero where the policy does not look.
+    pub fn capacity_chunks(&self, worker: &Worker, space: Space) -> u64 {
+        let ratio = self.bytes_per_token.ratio();
+        self.caches.as_ref().map_or(0, |caches| caches.capacity_chunks(worker, space, ratio))
+    }
+
+    /// A hash of what `worker` is known to hold: equal on gateways that know the same.
+    pub fn digest(&self, worker: WorkerId, space: Space) -> u64 {
+        self.caches.as_ref().map_or(0, |caches| caches.known(space).index().digest(worker))
+    }
+
+    /// How many chunks `worker` is known to hold.
+    pub fn chunks_held(&self, worker: WorkerId, space: Space) -> u64 {
+        self.caches.as_ref().map_or(0, |caches| caches.known(space).index().chunks_held(worker))
+    }
+
+    /// How far a worker's engine bears out what is predicted of it, in `0.0..=1.0`.
+    pub fn trust(&self, worker: WorkerId, space: Space) -> f32 {
+        self.caches.as_ref().map_or(1.0, |caches| caches.known(space).index().trust(worker))
+    }
+
+    fn known(&self) -> impl Iterator<Item = (Space, &Known)> {
+        self.caches.iter().flat_map(|caches| caches.spaces())
     }
 
     /// Lets go of what is old. To be called now and then.
@@ -170,8 +222,8 @@ impl Policy {
         if let Some(sticky) = &self.sticky {
             sticky.sweep(now);
         }
-        if let Some(caches) = &self.caches {
-            caches.index.sweep();
+        for (_, known) in self.known() {
+            known.sweep(now);
         }
     }
 
@@ -182,8 +234,8 @@ impl Policy {
             usage.entries += sticky.len();
             usage.bytes += sticky.used_bytes();
         }
-        if let Some(caches) = &self.caches {
-            let size = caches.index.size();
+        for (_, known) in self.known() {
+            let size = known.index().size();
             usage.entries += usize::try_from(size.chunks).unwrap_or(usize::MAX);
             usage.bytes += size.bytes;
         }
@@ -323,6 +375,9 @@ impl Policy {
     )]
     fn bytes_of(&self, ask: &Ask<'_>) -> u64 {
         match ask.prompt {
+            Some(PromptKey { space: Space::Tokens, bytes, .. }) => {
+                ((bytes / TOKEN_BYTES) as f64 * self.bytes_per_token.ratio()) as u64
+            }
             Some(text) => text.bytes as u64,
             None => (ask.input_tokens as f64 * self.bytes_per_token.ratio()) as u64,
         }

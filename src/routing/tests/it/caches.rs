@@ -178,8 +178,13 @@ fn what_engines_report_teaches_how_far_to_trust_the_prediction() {
     };
     choose_again(&policy, &pool, &prompt, &mut why);
     assert!(prefill(&why) < 0.02, "{}", prefill(&why));
-    let seen =
-        |cached_tokens| Seen { predicted_tokens: 7_936, input_tokens: Some(8_000), cached_tokens, text_bytes: 32_000 };
+    let seen = |cached_tokens| Seen {
+        predicted_tokens: 7_936,
+        input_tokens: Some(8_000),
+        cached_tokens,
+        text_bytes: 32_000,
+        ..Seen::default()
+    };
     for _ in 0..60 {
         policy.observed(&pool.workers[holder], &seen(None));
         policy.observed(&pool.workers[holder], &Seen { predicted_tokens: 10, ..seen(Some(0)) });

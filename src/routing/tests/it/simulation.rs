@@ -103,6 +103,7 @@ fn simulate(kind: PolicyKind) -> Outcome {
                 input_tokens: Some(ask.input_tokens),
                 cached_tokens: Some(cached),
                 text_bytes: prompt.asked.bytes,
+                ..Seen::default()
             },
         );
         ttfts.push(first_token.since(now).as_secs_f64());

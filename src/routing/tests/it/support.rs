@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use smg_base::{Random, Timestamp, WorkerId};
 use smg_fleet::{EngineProfile, Fleet, FleetConfig, HealthConfig, Origin, Outcome, Pool, Relaying, Worker, WorkerSpec};
-use smg_prefix::PromptKey;
+use smg_prefix::{PromptKey, Space};
 use smg_routing::{Ask, Explanation, Policy, PolicyConfig, PolicyKind};
 
 pub(crate) fn at(seconds: u64) -> Timestamp {
@@ -86,7 +86,7 @@ pub(crate) fn text(name: u64, bytes: usize) -> Vec<u8> {
 }
 
 pub(crate) fn key(policy: &Policy, texts: &[Vec<u8>]) -> PromptKey {
-    let mut chunker = policy.chunker(0);
+    let mut chunker = policy.chunker(Space::Text, 0);
     for text in texts {
         chunker.push(text);
     }
