@@ -19,6 +19,7 @@ use crate::{
     explain::Explanations,
     metrics::Metrics,
     plan::{Plans, Versioned},
+    tokens::{PromptTokens, Tokens},
 };
 
 /// What a gateway is built from. The node owns these and shares them with its other services.
@@ -39,6 +40,10 @@ pub struct Parts {
     pub registrar: Registrar,
     /// The cluster this node is part of, if it is.
     pub cluster: Option<Arc<dyn Cluster>>,
+    /// What the hashes of prompts begin with: equal on all nodes of a cluster, and not to be known outside it.
+    pub hash_seed: u64,
+    /// Who computes the tokens of prompts, if anybody does.
+    pub prompt_tokens: Option<Arc<dyn PromptTokens>>,
 }
 
 /// The client side of a node. Shared by all its connections; everything a request reads is a snapshot.
@@ -56,6 +61,8 @@ pub struct Gateway {
     pub(crate) explanations: Explanations,
     pub(crate) affinity: Affinity,
     pub(crate) body_budget: Arc<BodyBudget>,
+    pub(crate) hash_seed: u64,
+    pub(crate) tokens: Tokens,
     settings: ArcSwap<Versioned>,
     retiring: Mutex<BTreeMap<WorkerId, Timestamp>>,
     swept: Mutex<Timestamp>,
@@ -83,6 +90,8 @@ impl Gateway {
             random: parts.random,
             shutdown: parts.shutdown,
             cluster: parts.cluster,
+            hash_seed: parts.hash_seed,
+            tokens: Tokens::new(parts.prompt_tokens),
         })
     }
 

@@ -21,6 +21,7 @@ pub mod listener;
 mod metrics;
 mod pipeline;
 mod plan;
+mod prefixes;
 mod prepare;
 mod relay;
 mod relayed;
@@ -28,6 +29,7 @@ mod reply;
 mod responses;
 mod routes;
 mod shared;
+mod tokens;
 mod trail;
 mod transcription;
 
@@ -40,3 +42,4 @@ pub use config::{
 pub use relayed::serve_relayed;
 pub use routes::{openapi, router, serve_probes};
 pub use shared::{KeyHash, NotAKeyHash, SharedSettings};
+pub use tokens::PromptTokens;

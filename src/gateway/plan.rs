@@ -1,11 +1,14 @@
 //! What holds for one model: its policy, retries, timeouts and meters, built once per version of the settings.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use smg_base::{ModelId, Timestamp, WorkerId, map::StableMap};
-use smg_fleet::{BudgetConfig, Pool, RetryBudget};
+use smg_fleet::{BudgetConfig, RetryBudget};
 use smg_routing::{Policy, PolicyKind};
 
 use crate::{
@@ -35,7 +38,8 @@ pub(crate) struct Versioned {
 #[derive(Default)]
 pub(crate) struct Plans {
     by_model: ArcSwap<StableMap<ModelId, Arc<ModelPlan>>>,
-    common: ArcSwapOption<ModelPlan>,
+    /// How many policies were built.
+    built: AtomicU64,
     building: Mutex<()>,
 }
 
@@ -52,17 +56,9 @@ impl Plans {
         }
     }
 
-    /// The plan of models without settings of their own, for reading a request before its model is known.
-    pub(crate) fn common(&self, current: &Versioned) -> Arc<ModelPlan> {
-        let common = self.common.load_full();
-        match common {
-            Some(plan) if plan.version == current.version => plan,
-            _ => {
-                let plan = Arc::new(ModelPlan::new(&ModelId::from(Pool::ANY), current, None));
-                self.common.store(Some(plan.clone()));
-                plan
-            }
-        }
+    /// Changes with every policy that is built.
+    pub(crate) fn generation(&self) -> u64 {
+        self.built.load(Ordering::Acquire)
     }
 
     /// Every plan there is.
@@ -99,6 +95,10 @@ impl Plans {
         }
         next.insert(model.clone(), plan.clone());
         self.by_model.store(Arc::new(next));
+        // Counted once it can be found.
+        if old.is_none_or(|old| !Arc::ptr_eq(&old.policy, &plan.policy)) {
+            self.built.fetch_add(1, Ordering::Release);
+        }
         plan
     }
 }

@@ -8,12 +8,12 @@ use smg_admission::Permit;
 use smg_api::{
     Endpoint,
     edit::{self, Edit},
-    peek::{self, Peek},
+    peek::{self, Peek, Reading},
 };
 use smg_base::{Timestamp, hash};
 use smg_fleet::{Pool, Relaying, Snapshot};
 use smg_infer::{Failure, FailureCode, Replay};
-use smg_prefix::{PromptKey, Space};
+use smg_prefix::{Namespace, PromptKey, Space};
 use smg_upstream::OutboundBody;
 
 use crate::{
@@ -95,37 +95,33 @@ pub(crate) async fn prepare(
     let body = body::collect(body, body::announced(&head.headers), limits, &mut share).await?;
     trail.body_read(body.len());
 
-    let snapshot = gateway.fleet.snapshot();
-    // The model may be named after its text, so the text is hashed for the policy most models follow; a model with its
-    // own gets a second reading.
-    let common = gateway.plans.common(current);
-    let (peek, text) = read(endpoint, &body, &common)?;
-    let pool = find_pool(&snapshot, endpoint, peek.model.as_ref().map(|model| &*model.value))?.clone();
-    let plan = gateway.plans.of(&pool.model, current);
-    let text = if plan.policy_settings == common.policy_settings { text } else { read(endpoint, &body, &plan)?.1 };
-    let input_tokens = match peek.token_ids {
-        0 => plan.policy.tokens_of(peek.text_bytes),
-        ids => ids as u64,
+    let reading = peek::read(endpoint, &body).map_err(|error| invalid(&error))?;
+    let peek = &reading.peek;
+    let pool = {
+        let snapshot = gateway.fleet.snapshot();
+        find_pool(&snapshot, endpoint, peek.model.as_ref().map(|model| &*model.value))?.clone()
     };
+    let plan = gateway.plans.of(&pool.model, current);
+    let (prompt, input_tokens) = key(gateway, endpoint, &body, &reading, &plan).await;
     let stream = peek.stream;
     let delivery = if stream { Delivery::Stream } else { Delivery::Whole };
     trail.prepared(&plan, delivery, input_tokens);
     let debug_headers = settings.debug_headers && head.headers.contains_key("x-smg-debug");
     // What a peer hands on is as the peer wants it.
-    let hide_usage = stream && settings.count_stream_usage && hop.is_none() && asks_for_usage(endpoint, &peek);
+    let hide_usage = stream && settings.count_stream_usage && hop.is_none() && asks_for_usage(endpoint, peek);
     let hints = Hints {
         stream,
-        prompt: text,
+        prompt,
         input_tokens,
         routing_key: edge::internal(&head.headers, "x-smg-routing-key").map(str::to_owned),
         target: edge::internal(&head.headers, "x-smg-target-worker").map(str::to_owned),
-        session: session_of(&peek),
+        session: session_of(peek),
     };
     let replay = replay_of(endpoint, &head.headers, plan.retry.replays);
     let previous = peek.previous_response_id.as_deref().map(str::to_owned);
     let answer =
         AnswerSettings { buffer_bytes_max: settings.buffered_answer_bytes_max.as_usize(), debug_headers, hide_usage };
-    let body = edited(&body, &peek, &pool, answer).unwrap_or(body);
+    let body = edited(&body, peek, &pool, answer).unwrap_or(body);
     let mut headers = head.headers;
     edge::to_worker(&mut headers, credentials);
     let mut prepared = Prepared {
@@ -190,17 +186,37 @@ fn invalid(error: &peek::PeekError) -> Failure {
     }
 }
 
-/// One reading of the body, with the text's blocks if the policy wants them.
-fn read<'a>(endpoint: Endpoint, body: &'a [u8], plan: &ModelPlan) -> Result<(Peek<'a>, Option<PromptKey>), Failure> {
-    let policy = &plan.policy;
+/// What the prompt is compared by, if the policy wants it, and how many tokens it has: exactly where its tokens are known.
+async fn key(
+    gateway: &Gateway,
+    endpoint: Endpoint,
+    body: &Bytes,
+    reading: &Reading<'_>,
+    plan: &ModelPlan,
+) -> (Option<PromptKey>, u64) {
+    let (peek, policy) = (&reading.peek, &plan.policy);
+    let estimated = match peek.token_ids {
+        0 => policy.tokens_of(peek.text_bytes),
+        ids => ids as u64,
+    };
     if !policy.wants_text() {
-        let peek = peek::peek(endpoint, body, None).map_err(|error| invalid(&error))?;
-        return Ok((peek, None));
+        return (None, estimated);
     }
-    let mut chunker = policy.chunker(Space::Text, 0);
-    let mut sink = |piece: &str| chunker.push(piece.as_bytes());
-    let peek = peek::peek(endpoint, body, Some(&mut sink)).map_err(|error| invalid(&error))?;
-    Ok((peek, Some(chunker.finish())))
+    // Under another salt, or for another adapter, the same text is another text.
+    let namespace = Namespace { lora: peek.adapter.as_deref(), salt: peek.cache_salt.as_deref() };
+    let root = namespace.root(gateway.hash_seed);
+    let tokens = match peek.tokens {
+        Some(ids) => ids.read(),
+        None => gateway.tokens.of(&plan.model, endpoint, body, peek.text_bytes).await,
+    };
+    if let Some(tokens) = tokens {
+        let mut chunker = policy.chunker(Space::Tokens, root);
+        chunker.push_tokens(&tokens);
+        return (Some(chunker.finish()), tokens.len() as u64);
+    }
+    let mut chunker = policy.chunker(Space::Text, root);
+    reading.render(&mut |piece| chunker.push(piece.as_bytes()));
+    (Some(chunker.finish()), estimated)
 }
 
 /// The workers that serve what was asked for.

@@ -3,6 +3,8 @@
 //! Pieces are collected in the order in which the body has them, one list for each section, and rendered at the end in the
 //! order of the sections: a body may name its messages before its tools.
 
+use std::borrow::Cow;
+
 use crate::json::{Broken, Cursor, Kind, Text};
 
 use super::PeekError;
@@ -52,6 +54,10 @@ pub(super) struct Gathered<'a> {
     /// Bytes of text, decoded.
     pub(super) text_bytes: usize,
     pub(super) token_ids: usize,
+    /// The array of ids met last.
+    last_ids: Option<&'a str>,
+    /// Whether there is something beside text and ids.
+    has_media: bool,
 }
 
 impl<'a> Gathered<'a> {
@@ -60,13 +66,17 @@ impl<'a> Gathered<'a> {
         self.sections.iter().map(Vec::as_slice)
     }
 
+    /// The array of token ids, if nothing else was gathered for the model to read.
+    pub(super) fn only_ids(&self) -> Option<&'a str> {
+        self.last_ids.filter(|_| self.items == 1 && !self.has_media)
+    }
+
     /// A string that is not text but tells apart.
-    pub(super) fn label(&mut self, section: Section, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
-        if let Some(text) = cursor.string_or_skip()? {
-            self.push(section, Piece::Begin("salt"));
-            self.push(section, Piece::Text(text));
-        }
-        Ok(())
+    pub(super) fn label(&mut self, cursor: &mut Cursor<'a>) -> Result<Option<Cow<'a, str>>, Broken> {
+        let Some(text) = cursor.string_or_skip()? else { return Ok(None) };
+        self.push(Section::Salt, Piece::Begin("salt"));
+        self.push(Section::Salt, Piece::Text(text));
+        Ok(Some(text.decode()))
     }
 
     /// Definitions of tools, in all three dialects.
@@ -125,6 +135,7 @@ impl<'a> Gathered<'a> {
     /// Media given apart from the text.
     pub(super) fn media(&mut self, section: Section, cursor: &mut Cursor<'a>) -> Result<(), Broken> {
         let span = cursor.span()?;
+        self.has_media = true;
         self.push(section, Piece::Begin("media"));
         self.push(section, Piece::Digest(digest(cursor.slice(span))));
         Ok(())
@@ -137,7 +148,9 @@ impl<'a> Gathered<'a> {
             if count.is_none() {
                 cursor.skip()?;
             }
-            self.ids(section, cursor.slice(start..cursor.position()), count.unwrap_or(0));
+            let ids = cursor.slice(start..cursor.position());
+            self.ids(section, ids, count.unwrap_or(0));
+            self.last_ids = count.map(|_| ids);
             return Ok(());
         }
         self.items += 1;
@@ -152,6 +165,7 @@ impl<'a> Gathered<'a> {
     fn ids(&mut self, section: Section, ids: &'a str, count: usize) {
         self.items += 1;
         self.token_ids += count;
+        self.last_ids = Some(ids);
         self.push(section, Piece::Begin("prompt"));
         self.push(section, Piece::TokenIds(ids));
     }

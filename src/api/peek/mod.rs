@@ -47,6 +47,12 @@ pub struct Peek<'a> {
     pub text_bytes: usize,
     /// How many token ids were given in place of text.
     pub token_ids: usize,
+    /// The ids, if they are all that there is for the model to read, and of one prompt.
+    pub tokens: Option<TokenIds<'a>>,
+    /// What keeps the caches of tenants apart.
+    pub cache_salt: Option<Cow<'a, str>>,
+    /// The adapter asked for beside the model.
+    pub adapter: Option<Cow<'a, str>>,
     /// How many members the body's object has.
     pub members: usize,
     /// Where the closing brace of the body's object stands.
@@ -62,6 +68,43 @@ pub struct Field<T> {
     pub span: Range<usize>,
 }
 
+/// The ids of a prompt's tokens as they stand in the body. They are read when they are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenIds<'a> {
+    /// A JSON array of whole numbers.
+    array: &'a str,
+    count: usize,
+}
+
+impl TokenIds<'_> {
+    /// The ids; nothing if one is none that a token has.
+    pub fn read(&self) -> Option<Vec<u32>> {
+        let mut ids = Vec::with_capacity(self.count);
+        let inside = self.array.trim_matches(['[', ']', ' ', '\n', '\r', '\t']);
+        for id in inside.split(',') {
+            ids.push(id.trim_ascii().parse().ok()?);
+        }
+        Some(ids)
+    }
+}
+
+/// A body that was read, from which its text can be had.
+#[derive(Debug)]
+pub struct Reading<'a> {
+    /// What it says.
+    pub peek: Peek<'a>,
+    gathered: Gathered<'a>,
+}
+
+impl Reading<'_> {
+    /// Gives `text` the canonical rendering of everything the model will read: tools, then the system prompt, then each message
+    /// with its role, whatever the dialect and the order of fields. What it is given for a later turn of a conversation begins
+    /// with what it was given for an earlier one. A rendering ends early when a body has tens of thousands of parts.
+    pub fn render(&self, text: &mut dyn FnMut(&str)) {
+        render::render(&self.gathered, text);
+    }
+}
+
 /// Why a body is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -73,12 +116,7 @@ pub struct PeekError {
 }
 
 /// Reads `body`, the body of a request to `endpoint`.
-///
-/// `text` is given the canonical rendering of everything the model will read: tools, then the system prompt, then each message
-/// with its role, whatever the dialect and the order of fields. What it is given for a later turn of a conversation begins
-/// with what it was given for an earlier one. It is called only if the body is sound. A rendering ends early when a body has
-/// tens of thousands of parts.
-pub fn peek<'a>(endpoint: Endpoint, body: &'a [u8], text: Option<&mut dyn FnMut(&str)>) -> Result<Peek<'a>, PeekError> {
+pub fn read(endpoint: Endpoint, body: &[u8]) -> Result<Reading<'_>, PeekError> {
     let body = str::from_utf8(body)
         .map_err(|error| PeekError::new(format!("the body is not UTF-8 at byte {}", error.valid_up_to())))?;
     let mut cursor = Cursor::new(body, Numbers::Strict);
@@ -94,11 +132,18 @@ pub fn peek<'a>(endpoint: Endpoint, body: &'a [u8], text: Option<&mut dyn FnMut(
     peek.object_end = closed.end;
     peek.messages_or_input_items = gathered.items;
     peek.token_ids = gathered.token_ids;
+    peek.tokens = gathered.only_ids().map(|array| TokenIds { array, count: gathered.token_ids });
     peek.text_bytes = gathered.text_bytes;
+    Ok(Reading { peek, gathered })
+}
+
+/// [`read`], then [`Reading::render`] to `text`, which is called only if the body is sound.
+pub fn peek<'a>(endpoint: Endpoint, body: &'a [u8], text: Option<&mut dyn FnMut(&str)>) -> Result<Peek<'a>, PeekError> {
+    let reading = read(endpoint, body)?;
     if let Some(sink) = text {
-        render::render(&gathered, sink);
+        reading.render(sink);
     }
-    Ok(peek)
+    Ok(reading.peek)
 }
 
 /// No endpoint reads more fields than this.
@@ -298,7 +343,8 @@ impl<'a> Reader<'a> {
     fn text(&mut self, key: Known, cursor: &mut Cursor<'a>, param: &'static str) -> Result<(), PeekError> {
         let gathered = &mut self.gathered;
         match key {
-            Known::Salt | Known::Adapter => gathered.label(Section::Salt, cursor)?,
+            Known::Salt => self.peek.cache_salt = gathered.label(cursor)?,
+            Known::Adapter => self.peek.adapter = gathered.label(cursor)?,
             Known::Tools | Known::Functions => gathered.tools(cursor)?,
             Known::Instructions => gathered.instructions(cursor)?,
             Known::Messages => {

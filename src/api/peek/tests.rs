@@ -398,3 +398,47 @@ fn edited(body: &[u8], peek: &Peek<'_>, model: Range<usize>) -> Value {
     let mut edits = vec![Edit::insert_member(peek, "added", "1"), Edit::replace_string(model, "new")];
     serde_json::from_slice(&apply(body, &mut edits)).expect("an edited body is JSON")
 }
+
+#[test]
+fn the_ids_of_a_prompt_are_read_if_they_are_all_there_is() {
+    let ids = |endpoint: Endpoint, body: &str| {
+        let peek = read(endpoint, body);
+        let ids = peek.tokens.and_then(|tokens| tokens.read());
+        assert!(ids.as_ref().is_none_or(|ids| ids.len() == peek.token_ids), "{body}");
+        ids
+    };
+    use Endpoint::{Completions, Generate};
+    assert_eq!(ids(Completions, r#"{"prompt":[1, 2 ,3]}"#), Some(vec![1, 2, 3]));
+    assert_eq!(ids(Completions, r#"{"prompt":[ [4294967295,0] ]}"#), Some(vec![u32::MAX, 0]));
+    assert_eq!(ids(Generate, r#"{"input_ids":[7]}"#), Some(vec![7]));
+    assert_eq!(ids(Generate, r#"{"input_ids":[[7,8]],"lora_path":"a"}"#), Some(vec![7, 8]));
+    for body in [
+        r#"{"prompt":[4294967296]}"#,
+        r#"{"prompt":[1.0]}"#,
+        r#"{"prompt":[-1]}"#,
+        r#"{"prompt":[]}"#,
+        r#"{"prompt":[[]]}"#,
+        r#"{"prompt":[[1],[2]]}"#,
+        r#"{"prompt":[[1],["a"]]}"#,
+        r#"{"prompt":["a",[1]]}"#,
+        r#"{"prompt":"1,2"}"#,
+        r#"{"prompt":[1],"text":"a"}"#,
+    ] {
+        assert_eq!(ids(Completions, body), None, "{body}");
+    }
+    for body in [
+        r#"{"input_ids":[1],"text":"a"}"#,
+        r#"{"text":"a","input_ids":[1]}"#,
+        r#"{"input_ids":[1],"image_data":["x"]}"#,
+    ] {
+        assert_eq!(ids(Generate, body), None, "{body}");
+    }
+}
+
+#[test]
+fn what_keeps_caches_apart_is_told() {
+    let peek = read(Endpoint::ChatCompletions, r#"{"messages":[],"cache_salt":"a\u0062","lora_path":"l"}"#);
+    assert_eq!((peek.cache_salt.as_deref(), peek.adapter.as_deref()), (Some("ab"), Some("l")));
+    let peek = read(Endpoint::ChatCompletions, r#"{"messages":[],"cache_salt":7,"lora_path":null}"#);
+    assert_eq!((peek.cache_salt, peek.adapter), (None, None));
+}

@@ -123,6 +123,8 @@ impl Node {
             shutdown: Shutdown::new(),
             registrar: registrar.clone(),
             cluster,
+            hash_seed: 7,
+            prompt_tokens: None,
         };
         let mut settings = Settings { admin_access: AdminAccess::Anyone, ..Settings::default() };
         change(&mut settings);

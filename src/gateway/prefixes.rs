@@ -1,0 +1,22 @@
+//! What others feed: the policies that go by what workers' caches hold.
+
+use std::sync::Arc;
+
+use smg_base::ModelId;
+use smg_routing::{Policy, PolicyKind};
+
+use crate::app::Gateway;
+
+impl Gateway {
+    /// Changes when a policy was built anew, which knows nothing of any cache: what is known must be fed to it again.
+    pub fn prefix_generation(&self) -> u64 {
+        self.plans.generation()
+    }
+
+    /// The policies that go by caches, of the models that have been asked for.
+    pub fn prefix_models(&self) -> Vec<(ModelId, Arc<Policy>)> {
+        let mut policies = self.policies();
+        policies.retain(|(_, policy)| policy.kind() == PolicyKind::CacheAware);
+        policies
+    }
+}
