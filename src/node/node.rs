@@ -281,6 +281,8 @@ impl Services {
             shutdown: shutdown.clone(),
             registrar: registrar.clone(),
             cluster: mesh.map(Mesh::cluster),
+            hash_seed: 0,
+            prompt_tokens: None,
         };
         let trace = telemetry.trace_hooks();
         let enabled = config.sections.tracing.enable_trace;
@@ -445,6 +447,8 @@ pub fn metrics_reference() -> Vec<smg_runtime::metrics::Description> {
         shutdown: shutdown.clone(),
         registrar: registrar.clone(),
         cluster: None,
+        hash_seed: 0,
+        prompt_tokens: None,
     };
     let gateway = Gateway::new(smg_gateway::Config::default(), smg_gateway::Settings::default(), parts);
     fleet_metrics::register(&registrar, &fleet, &gateway, clock, EngineLoads::Shown);
