@@ -9,7 +9,11 @@ use smg_base::WorkerId;
 pub(crate) struct Directory {
     ids: Box<[WorkerId]>,
     seats: Box<[Seated]>,
+    /// Where the worker of each slot is, or [`NOBODY`].
+    by_slot: Box<[u32]>,
 }
+
+const NOBODY: u32 = u32::MAX;
 
 #[derive(Debug)]
 struct Seated {
@@ -42,6 +46,12 @@ impl Directory {
         (seat.slot, f32::from_bits(seat.trust.load(Relaxed)))
     }
 
+    /// The worker that has a slot, and its trust.
+    pub(crate) fn at_slot(&self, slot: usize) -> Option<(WorkerId, f32)> {
+        let at = *self.by_slot.get(slot)? as usize;
+        Some((*self.ids.get(at)?, self.seat(at).1))
+    }
+
     /// Changes the trust of the worker at a place. Of two changes at once one may be lost, or one that meets the change
     /// of another worker: an average bears that.
     pub(crate) fn set_trust(&self, at: usize, trust: f32) {
@@ -68,11 +78,15 @@ impl Directory {
 
 impl FromIterator<(WorkerId, u16, f32)> for Directory {
     fn from_iter<I: IntoIterator<Item = (WorkerId, u16, f32)>>(members: I) -> Self {
-        let (mut ids, mut seats) = (Vec::new(), Vec::new());
-        for (id, slot, trust) in members {
+        let (mut ids, mut seats, mut by_slot) = (Vec::new(), Vec::new(), Vec::new());
+        for ((id, slot, trust), at) in members.into_iter().zip(0..) {
             ids.push(id);
+            if by_slot.len() <= usize::from(slot) {
+                by_slot.resize(usize::from(slot) + 1, NOBODY);
+            }
+            by_slot[usize::from(slot)] = at;
             seats.push(Seated { trust: AtomicU32::new(trust.to_bits()), slot });
         }
-        Self { ids: ids.into(), seats: seats.into() }
+        Self { ids: ids.into(), seats: seats.into(), by_slot: by_slot.into() }
     }
 }

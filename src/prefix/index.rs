@@ -222,9 +222,13 @@ impl PrefixIndex {
         let runs = self.runs.pin();
         loop {
             let reuses = self.reuses.load(Acquire);
+            #[cfg(test)]
+            crate::run::interleaving::step();
             if !found.walk(&runs, chunks, self.slots.load(Acquire)) {
                 return None;
             }
+            #[cfg(test)]
+            crate::run::interleaving::step();
             let directory = self.directory.load();
             // A slot that became another worker's on the way may have been read as either's.
             if self.reuses.load(Acquire) == reuses {
@@ -279,3 +283,11 @@ impl PrefixIndex {
 #[cfg(test)]
 #[path = "index_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "change_tests.rs"]
+mod change_tests;
+
+#[cfg(test)]
+#[path = "concurrency_tests.rs"]
+mod concurrency_tests;

@@ -6,12 +6,12 @@ use smg_base::{Random, SplitMix};
 
 use super::*;
 
-fn worker(number: u64) -> WorkerId {
+pub(super) fn worker(number: u64) -> WorkerId {
     WorkerId::of(&number.to_string(), None)
 }
 
 /// The chained hashes of a text given as one symbol a chunk.
-fn chain(symbols: &[u64]) -> Vec<u64> {
+pub(super) fn chain(symbols: &[u64]) -> Vec<u64> {
     let mut link = 1;
     let chained = symbols.iter().map(|symbol| {
         link = hash::mix(link, *symbol);
@@ -21,11 +21,11 @@ fn chain(symbols: &[u64]) -> Vec<u64> {
 }
 
 /// Text `name`, `chunks` long.
-fn line(name: u64, chunks: u64) -> Vec<u64> {
+pub(super) fn line(name: u64, chunks: u64) -> Vec<u64> {
     chain(&(0..chunks).map(|at| name * 1_000 + at).collect::<Vec<_>>())
 }
 
-fn depths(index: &PrefixIndex, chunks: &[u64], workers: &[WorkerId]) -> Vec<u32> {
+pub(super) fn depths(index: &PrefixIndex, chunks: &[u64], workers: &[WorkerId]) -> Vec<u32> {
     let mut found = Found::default();
     index.lookup(chunks, workers.iter().copied(), &mut found);
     (0..workers.len()).map(|at| found.holders.get(at).map_or(0, |held| held.chunks)).collect()
@@ -40,23 +40,23 @@ fn branch(index: &PrefixIndex, chunks: &[u64]) -> Option<u64> {
 /// What an engine does with its cache: every chunk used again becomes the newest, the first of a path newer than the
 /// next, and the oldest go.
 #[derive(Default, Clone)]
-struct Engine(Vec<u64>);
+pub(super) struct Engine(pub(super) Vec<u64>);
 
 impl Engine {
-    fn take(&mut self, path: &[u64], capacity: usize) {
+    pub(super) fn take(&mut self, path: &[u64], capacity: usize) {
         let path = &path[..path.len().min(capacity)];
         self.0.retain(|chunk| !path.contains(chunk));
         self.0.splice(0..0, path.iter().copied());
         self.0.truncate(capacity);
     }
 
-    fn depth(&self, path: &[u64]) -> usize {
+    pub(super) fn depth(&self, path: &[u64]) -> usize {
         path.iter().take_while(|chunk| self.0.contains(chunk)).count()
     }
 }
 
 /// Everything that is kept twice agrees, and all that is kept adds up.
-fn audit(index: &PrefixIndex) {
+pub(super) fn audit(index: &PrefixIndex) {
     let size = index.size();
     assert_eq!(size.bytes, index.used_bytes());
     index.audited(|ledger, runs| ledger.audit(runs));

@@ -21,6 +21,8 @@ pub struct Found {
     depths: SmallVec<[u32; 256]>,
     /// Which slots hold everything up to where the walk is.
     alive: SmallVec<[u64; 4]>,
+    /// Which slots hold anything: those that hold the first run or a part of it.
+    holding: SmallVec<[u64; 4]>,
 }
 
 /// What one worker holds of a text.
@@ -93,6 +95,10 @@ impl Found {
     /// Gives each of `workers` what the walk noted.
     #[inline]
     pub(crate) fn assign(&mut self, directory: &Directory, workers: impl Iterator<Item = WorkerId>) {
+        if let Some((only, held)) = self.only_holder(directory) {
+            self.holders.extend(workers.map(|worker| if worker == only { held } else { Held::default() }));
+            return;
+        }
         let (depths, mut next) = (self.depths.as_slice(), 0);
         self.holders.extend(workers.map(|worker| {
             let Some(at) = directory.find_from(next, worker) else { return Held::default() };
@@ -100,6 +106,18 @@ impl Found {
             let (slot, trust) = directory.seat(at);
             Held { chunks: depths.get(usize::from(slot)).copied().unwrap_or(0), trust }
         }));
+    }
+
+    /// The holder, if there is one only: then there is no need to ask who each of the others is.
+    fn only_holder(&self, directory: &Directory) -> Option<(WorkerId, Held)> {
+        let mut words = self.holding.iter().zip(0..).filter(|(word, _)| **word != 0);
+        let (word, at) = words.next().filter(|(word, _)| word.is_power_of_two())?;
+        if words.next().is_some() {
+            return None;
+        }
+        let slot = at * WORD_SLOTS + word.trailing_zeros() as usize;
+        let (worker, trust) = directory.at_slot(slot)?;
+        Some((worker, Held { chunks: self.depths[slot], trust }))
     }
 
     /// Whoever holds the first run whole is alive.
@@ -112,6 +130,13 @@ impl Found {
             (0..words).for_each(|_| self.depths.extend_from_slice(&[0; WORD_SLOTS]));
         }
         self.alive.extend((0..words).map(|word| run.whole(word)));
+        self.holding.clear();
+        self.holding.extend_from_slice(&self.alive);
+        for part in &run.parts {
+            if let Some(word) = self.holding.get_mut(usize::from(part.slot) / WORD_SLOTS) {
+                *word |= 1 << (usize::from(part.slot) % WORD_SLOTS);
+            }
+        }
     }
 
     /// Keeps alive who also holds the next run whole; the others hold `base` chunks, and perhaps a part of the run.
