@@ -9,6 +9,8 @@
 //! well, [`load`] how busy it is, [`admin`] does what an operator wants done at engines. All answers are bounded in
 //! bytes and time. When a worker is due for a probe, and what follows from the result, is decided in `fleet`.
 //!
+//! [`kv`] follows what engines tell of their KV caches, over ZMQ, gRPC or HTTP.
+//!
 //! A worker that is out of reach may be reached by a peer; [`relay`] hands it the request over a stream that is opened for
 //! it elsewhere.
 //!
@@ -27,6 +29,7 @@ pub mod detect;
 mod error;
 mod exposition;
 mod fetch;
+pub mod kv;
 pub mod load;
 mod metrics;
 mod outbound;

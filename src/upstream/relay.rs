@@ -41,6 +41,9 @@ pub const FAILED: HeaderName = HeaderName::from_static("x-smg-relay-failed");
 /// In a request, that it is meant for the worker as it is, and not for an endpoint of the peer's.
 pub const ERRAND: HeaderName = HeaderName::from_static("x-smg-relay-errand");
 
+/// In a question to the peer itself, what it is about: the id of a request or of a response.
+pub const ABOUT: HeaderName = HeaderName::from_static("x-smg-relay-about");
+
 /// The way to the peers.
 pub trait Peers: Send + Sync {
     /// Opens a stream to a peer. Dropped before both directions have ended, it is reset, which must never look like an end.
@@ -104,7 +107,19 @@ impl Upstream {
         worker: WorkerId,
         outbound: Outbound,
     ) -> Result<Response<ResponseBody>, Failure> {
-        let request = request(worker, outbound)?;
+        self.exchange_with(peer, request(Some(worker), outbound)?).await
+    }
+
+    /// Asks `peer` something that it answers itself.
+    pub async fn ask_peer(&self, peer: PeerId, outbound: Outbound) -> Result<Response<ResponseBody>, Failure> {
+        self.exchange_with(peer, request(None, outbound)?).await
+    }
+
+    async fn exchange_with(
+        &self,
+        peer: PeerId,
+        request: Request<OutboundBody>,
+    ) -> Result<Response<ResponseBody>, Failure> {
         let Some(peers) = &self.peers else {
             return Err(Failure::new(FailureCode::ConnectFailed, "this gateway has no peers"));
         };
@@ -137,7 +152,7 @@ impl Upstream {
 }
 
 /// The request as the peer gets it.
-fn request(worker: WorkerId, outbound: Outbound) -> Result<Request<OutboundBody>, Failure> {
+fn request(worker: Option<WorkerId>, outbound: Outbound) -> Result<Request<OutboundBody>, Failure> {
     let Outbound { method, path_and_query, headers, body } = outbound;
     let path = PathAndQuery::try_from(path_and_query.as_ref())
         .map_err(|_| Failure::new(FailureCode::InvalidRequest, "the path cannot be sent to a peer"))?;
@@ -149,7 +164,7 @@ fn request(worker: WorkerId, outbound: Outbound) -> Result<Request<OutboundBody>
     let headers = request.headers_mut();
     headers.insert(header::HOST, HeaderValue::from_static("peer"));
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    if let Ok(value) = HeaderValue::try_from(worker.to_string()) {
+    if let Some(value) = worker.and_then(|worker| HeaderValue::try_from(worker.to_string()).ok()) {
         headers.insert(WORKER, value);
     }
     Ok(request)

@@ -176,7 +176,7 @@ impl fmt::Debug for Upstream {
 }
 
 impl Inner {
-    fn rules(&self, origin: Origin) -> &Arc<UrlRules> {
+    pub(crate) fn rules(&self, origin: Origin) -> &Arc<UrlRules> {
         match origin {
             Origin::Flag | Origin::File => &self.operator_rules,
             // Another node's worker may have come through its admin API, and a name may resolve to something else here.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 use serde_json::Value;
 use smg_base::ModelId;
-use smg_fleet::{Engine, ModelCard};
+use smg_fleet::{Engine, KvEventsSpec, ModelCard};
 
 use crate::exposition;
 
@@ -95,6 +95,7 @@ pub(crate) struct SglangServer {
     pub(crate) kv_capacity_tokens: Option<u64>,
     pub(crate) block_size: Option<u32>,
     pub(crate) max_running_requests: Option<u32>,
+    pub(crate) kv_events: Option<KvEventsSpec>,
 }
 
 /// Reads SGLang's `/server_info`: its settings, flat, and one internal state for each data-parallel rank. In its
@@ -119,7 +120,28 @@ pub(crate) fn sglang_server(body: &[u8]) -> Option<SglangServer> {
         block_size: small(info.get("page_size")),
         max_running_requests: small(info.get("max_running_requests"))
             .or(Some(running_of_states).filter(|sum| *sum > 0)),
+        kv_events: kv_events(&info),
     })
+}
+
+/// Where SGLang publishes KV events, if it was told to: `kv_events_config` is JSON in a text, as it was given on the command
+/// line. Only what it binds is taken: its own host, whatever name it has for it.
+fn kv_events(info: &Value) -> Option<KvEventsSpec> {
+    let config: Value = serde_json::from_str(info.get("kv_events_config")?.as_str()?).ok()?;
+    if config.get("publisher")?.as_str()? != "zmq" {
+        return None;
+    }
+    let bound = |field: &str, default: Option<&str>| {
+        let endpoint = config.get(field).and_then(Value::as_str).or(default)?;
+        let (host, port) = endpoint.strip_prefix("tcp://")?.rsplit_once(':')?;
+        let port: u16 = port.parse().ok().filter(|_| matches!(host, "*" | "0.0.0.0" | "[::]"))?;
+        Some(format!("tcp://*:{port}"))
+    };
+    let each_rank_publishes = info.get("enable_dp_attention").and_then(Value::as_bool) == Some(true);
+    let ranks = small(info.get("dp_size")).filter(|_| each_rank_publishes).unwrap_or(1);
+    let topic = config.get("topic").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let replay = bound("replay_endpoint", None);
+    Some(KvEventsSpec { replay, topic, ranks, ..KvEventsSpec::new(bound("endpoint", Some("tcp://*:5557"))?) })
 }
 
 /// Adds what SGLang's `/model_info` says to a card.

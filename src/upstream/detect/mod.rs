@@ -164,6 +164,7 @@ impl Detection<'_> {
         profile.kv_capacity_tokens = server.kv_capacity_tokens;
         profile.block_size = server.block_size;
         profile.max_running_requests = server.max_running_requests;
+        profile.kv_events = server.kv_events.filter(|events| events.check(&self.worker.spec.url).is_ok());
         if profile.models.is_empty() {
             profile.models.extend(server.model.map(ModelCard::new));
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use smg_base::{Random, SplitMix};
-use smg_fleet::{Engine, EngineProfile, ModelCard, Origin};
+use smg_fleet::{Engine, EngineProfile, KvEventsSpec, ModelCard, Origin};
 use smg_infer::FailureCode;
 
 use super::{DetectError, detect, facts};
@@ -33,7 +33,8 @@ const SGLANG_SERVER: &str = r#"{"model_path":"meta-llama/Llama-3.1-8B-Instruct",
     "max_running_requests":null,"max_total_tokens":null,"status":"ready","max_total_num_tokens":480000,"max_req_input_len":131066,
     "internal_states":[{"last_gen_throughput":0.0,"memory_usage":{"weight":14.9,"kvcache":55.0,"token_capacity":480000},
     "effective_max_running_requests_per_dp":2048},{"memory_usage":{"token_capacity":480000},
-    "effective_max_running_requests_per_dp":2048}],"version":"0.5.6"}"#;
+    "effective_max_running_requests_per_dp":2048}],"version":"0.5.6","enable_dp_attention":true,
+    "kv_events_config":"{\"publisher\":\"zmq\",\"topic\":\"kv-events\",\"endpoint\":\"tcp://*:5557\"}"}"#;
 const SGLANG_MODEL: &str = r#"{"model_path":"meta-llama/Llama-3.1-8B-Instruct","tokenizer_path":"meta-llama/Llama-3.1-8B-Instruct",
     "is_generation":true,"preferred_sampling_params":null,"weight_version":"default","reasoning_parser":null,
     "tool_call_parser":"llama3","model_type":"llama","architectures":["LlamaForCausalLM"]}"#;
@@ -81,6 +82,7 @@ async fn vllm_is_told_by_its_models_and_its_cache_by_its_metrics() {
         block_size: Some(16),
         max_running_requests: None,
         offers: Some(paths.map(str::to_owned).into()),
+        kv_events: None,
     };
     assert_eq!(profile_of(&routes).await, expected);
     // Without its metrics and description it is still vLLM.
@@ -107,6 +109,7 @@ async fn sglang_is_told_by_its_models_or_its_own_paths_old_and_new() {
         block_size: Some(64),
         max_running_requests: Some(4096),
         offers: None,
+        kv_events: Some(KvEventsSpec { topic: "kv-events".to_owned(), ranks: 2, ..KvEventsSpec::new("tcp://*:5557") }),
     };
     let new =
         [("/v1/models", 200, SGLANG_MODELS), ("/server_info", 200, SGLANG_SERVER), ("/model_info", 200, SGLANG_MODEL)];
@@ -361,4 +364,23 @@ pub(crate) fn mangled(corpus: &[&str], random: &SplitMix) -> Vec<u8> {
         }
     }
     bytes
+}
+
+#[test]
+fn only_events_that_an_engine_publishes_itself_are_followed() {
+    let check = |config: &str, expected: Option<&str>| {
+        let server = serde_json::json!({ "tokenizer_path": "m", "kv_events_config": config, "dp_size": 4 });
+        let found = facts::sglang_server(server.to_string().as_bytes()).unwrap().kv_events;
+        let shown = found.map(|spec| serde_json::to_string(&spec).unwrap());
+        assert_eq!(shown.as_deref(), expected, "{config}");
+    };
+    check(r#"{"publisher":"zmq"}"#, Some(r#"{"endpoint":"tcp://*:5557"}"#));
+    check(
+        r#"{"publisher":"zmq","endpoint":"tcp://0.0.0.0:7","replay_endpoint":"tcp://*:8"}"#,
+        Some(r#"{"endpoint":"tcp://*:7","replay":"tcp://*:8"}"#),
+    );
+    check(r#"{"publisher":"zmq","endpoint":"tcp://10.0.0.1:5557"}"#, None);
+    check(r#"{"publisher":"zmq","endpoint":"ipc:///x"}"#, None);
+    check(r#"{"publisher":"null"}"#, None);
+    check("", None);
 }
