@@ -649,7 +649,7 @@ struct Handshake {
 
 /// Follows changes of files of certificates.
 async fn reload(endpoint: Arc<Endpoint>, every: Duration) {
-    loop {
+    while endpoint.has_files() {
         sleep(every).await;
         let endpoint = Arc::clone(&endpoint);
         match tokio::task::spawn_blocking(move || endpoint.reload()).await {

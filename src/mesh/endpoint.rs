@@ -9,8 +9,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use quinn::{
-    ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, Incoming, TokioRuntime, TransportConfig,
-    TransportErrorCode, VarInt,
+    AsyncUdpSocket, ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, Incoming, Runtime as _,
+    TokioRuntime, TransportConfig, TransportErrorCode, VarInt,
     crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig},
 };
 use rustls::{AlertDescription, client::Resumption, pki_types::CertificateDer, server::NoServerSessionStorage};
@@ -128,17 +128,29 @@ impl Endpoint {
         if matches!(security, Security::Throwaway) && !is_loopback(bind) {
             return Err(Error::NeedsIdentity { bind });
         }
+        let unusable = |source| Error::Bind { bind, source };
+        let socket = UdpSocket::bind(bind).map_err(unusable)?;
+        let socket = TokioRuntime.wrap_udp_socket(socket).map_err(unusable)?;
+        Self::over(socket, security, own)
+    }
+
+    /// The same over a socket that is there already.
+    pub(crate) fn over(
+        socket: Arc<dyn AsyncUdpSocket>,
+        security: Security,
+        own: Identity,
+    ) -> Result<(Self, Sealing), Error> {
         let content = content(&security);
         let credentials = Credentials::load(&security, &own)?;
         let sealing = Sealing::new(&security, &credentials, &own.name);
         let mut config = EndpointConfig::new(Arc::new(sealing.reset()));
         // A restarted node must not take packets of its earlier connections for noise, but answer that they are gone.
         config.cid_generator(|| Box::new(RandomIds));
-        let unusable = |source| Error::Bind { bind, source };
-        let socket = UdpSocket::bind(bind).map_err(unusable)?;
-        let server = server(&credentials)?;
-        let endpoint = quinn::Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime)).map_err(unusable)?;
-        let address = endpoint.local_addr().map_err(unusable)?;
+        let unusable = |source| Error::Bind { bind: ([0, 0, 0, 0], 0).into(), source };
+        let address = socket.local_addr().map_err(unusable)?;
+        let server = Some(server(&credentials)?);
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime));
+        let endpoint = endpoint.map_err(unusable)?;
         let present = ArcSwap::from_pointee(Present::new(&credentials, content)?);
         Ok((Self { endpoint, address, security, own, present }, sealing))
     }
@@ -204,6 +216,11 @@ impl Endpoint {
         };
         connection.set_receive_window(purpose.receive_window());
         Ok(Admitted { purpose, peer: identified(connection)? })
+    }
+
+    /// Whether certificates are in files, which may change.
+    pub(crate) fn has_files(&self) -> bool {
+        matches!(self.security, Security::Files { .. })
     }
 
     /// Closes every connection, and waits until that is out.

@@ -72,18 +72,24 @@ pub fn describe(registrar: &Registrar) {
 impl Mesh {
     /// Reads the journal and binds the port. Fails with everything as it was before.
     pub async fn bind(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        journal: Option<Box<dyn Journal>>,
+        registrar: &Registrar,
+    ) -> Result<Parts, Error> {
+        let own = own_identity(&config)?;
+        let bound = Endpoint::bind(config.bind, config.security.clone(), own)?;
+        Self::over(bound, config, clock, journal, registrar).await
+    }
+
+    /// The same over an endpoint that is there already.
+    pub(crate) async fn over(
+        (endpoint, sealing): (Endpoint, Sealing),
         mut config: Config,
         clock: Arc<dyn Clock>,
         journal: Option<Box<dyn Journal>>,
         registrar: &Registrar,
     ) -> Result<Parts, Error> {
-        for (what, name) in [("node", &config.proto.name), ("cluster", &config.proto.cluster)] {
-            if !identity::is_name(name) {
-                return Err(Error::Name { what, name: name.clone() });
-            }
-        }
-        let own = Identity { cluster: config.proto.cluster.clone(), name: config.proto.name.clone() };
-        let (endpoint, sealing) = Endpoint::bind(config.bind, config.security.clone(), own)?;
         if config.proto.advertise.port() == 0 {
             config.proto.advertise.set_port(endpoint.address().port());
         }
@@ -193,6 +199,16 @@ impl Mesh {
             let _ = timeout(LEAVE_MAX, left).await;
         }
     }
+}
+
+/// Who this node is, if it may be called so.
+fn own_identity(config: &Config) -> Result<Identity, Error> {
+    for (what, name) in [("node", &config.proto.name), ("cluster", &config.proto.cluster)] {
+        if !identity::is_name(name) {
+            return Err(Error::Name { what, name: name.clone() });
+        }
+    }
+    Ok(Identity { cluster: config.proto.cluster.clone(), name: config.proto.name.clone() })
 }
 
 impl std::fmt::Debug for Mesh {

@@ -58,6 +58,7 @@ mod tests {
         config::{ConnectionConfig, NameServerConfig, ResolverConfig},
         net::runtime::TokioRuntimeProvider,
     };
+    use smg_runtime::{Shutdown, TaskKind, Tasks};
     use tokio::net::UdpSocket;
 
     use super::*;
@@ -94,7 +95,8 @@ mod tests {
     async fn source(name: &str, records: &'static [(&'static str, u16)]) -> Srv {
         let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port is free");
         let port = socket.local_addr().expect("it is bound").port();
-        tokio::spawn(async move {
+        let tasks = Tasks::new(Shutdown::new());
+        tasks.spawn(TaskKind::Background, "name server", async move {
             let mut question = [0; 512];
             while let Ok((length, from)) = socket.recv_from(&mut question).await {
                 // Whoever asked may have given up.

@@ -1,9 +1,11 @@
-//! Real QUIC on loopback: who is let in, what connections do, and whole nodes.
+//! Real QUIC: who is let in, what connections do, and whole nodes on loopback; and whole nodes in virtual time.
 
 mod admission;
 mod cluster;
+mod network;
 mod relayed;
 mod streams;
+mod unhurried;
 
 use std::{net::SocketAddr, sync::Arc};
 
