@@ -3,6 +3,8 @@
 //! A piece is timed in rounds of many calls and the median round is told, so that what the scheduler does to a few of
 //! them does not count. Nothing here knows what is measured, or compares it with anything.
 
+pub mod indexes;
+
 use std::{
     fmt::{self, Write as _},
     hint::black_box,

@@ -491,7 +491,7 @@ impl Package {
     fn targets(&self) -> Vec<PathBuf> {
         let named = read(&self.manifest);
         let named = named.lines().filter_map(|line| line.strip_prefix("path = \"")?.strip_suffix('"'));
-        let usual = ["lib.rs", "main.rs", "tests/it/main.rs", "build.rs"];
+        let usual = ["lib.rs", "main.rs", "tests/it/main.rs", "build.rs", "rivals/main.rs"];
         let mut found: Vec<PathBuf> = named.chain(usual).map(|path| self.root.join(path)).collect();
         found.retain(|path| path.extension().is_some_and(|ending| ending == "rs") && path.exists());
         found
