@@ -7,6 +7,7 @@
 #![allow(clippy::print_stderr, reason = "what a failed test has to say")]
 #![allow(clippy::print_stdout, reason = "what scenarios measured")]
 
+mod caches;
 mod edges;
 mod faults;
 mod harness;

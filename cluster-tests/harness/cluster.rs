@@ -77,6 +77,13 @@ pub(crate) fn serving(entry: &Entry) -> bool {
     entry.method == "POST" && !entry.path.starts_with("/mock")
 }
 
+/// The id that the caller gave a request. Engines see it with a suffix, another one at each attempt.
+pub(crate) fn caller_id(entry: &Entry) -> Option<&str> {
+    const SUFFIX: usize = "-12345678".len();
+    let id = entry.request_id.as_deref()?;
+    id.get(..id.len().checked_sub(SUFFIX)?)
+}
+
 /// A small request for each endpoint that engines offer: the model where it is asked for, streamed or not.
 pub(crate) fn on(path: &str, model: &str, stream: Stream) -> Ask {
     use serde_json::json;

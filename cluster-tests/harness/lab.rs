@@ -9,8 +9,9 @@ use std::{
     thread::JoinHandle,
 };
 
+use serde_json::{Value, json};
 use smg_fabric::{Entered, Fabric, Host};
-use smg_mock_worker::{Config, Ledger, MockWorker};
+use smg_mock_worker::{Config, KvEventFormat, KvEvents, KvPublisher, Ledger, MockWorker};
 use tempfile::TempDir;
 use tokio::{runtime::Builder, sync::oneshot};
 
@@ -68,6 +69,14 @@ impl Lab {
         Engine::start(host, Config { name: name.to_owned(), host: address.into(), ..config })
     }
 
+    /// An engine on a host of its own that tells of its KV cache in this way.
+    pub(crate) fn telling_engine(&self, name: &str, config: Config, format: KvEventFormat) -> Engine {
+        let host = self.fabric.host(name).unwrap();
+        let address = host.address();
+        let kv_events = Some(KvEvents { format, ..KvEvents::on(address.into()) });
+        Engine::start(host, Config { name: name.to_owned(), host: address.into(), kv_events, ..config })
+    }
+
     /// An engine on the loopback address of a node's host, where nobody else reaches it.
     pub(crate) fn engine_beside(&self, node: &Node, name: &str) -> Engine {
         let host = IpAddr::from(Ipv4Addr::LOCALHOST);
@@ -85,6 +94,8 @@ pub(crate) struct Engine {
     pub(crate) host: Host,
     pub(crate) url: String,
     pub(crate) ledger: Ledger,
+    /// Who is told of its KV cache, if it tells.
+    pub(crate) kv_events: Option<KvPublisher>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -93,6 +104,18 @@ pub(crate) struct Engine {
 const ENGINE_PORT: u16 = 8_000;
 
 impl Engine {
+    /// How an operator registers it.
+    pub(crate) fn spec(&self) -> Value {
+        let mut spec = json!({ "url": self.url });
+        if let Some(events) = &self.kv_events {
+            spec["kv_events"] = json!({ "endpoint": events.endpoint(), "topic": events.topic() });
+            if let Some(replay) = events.replay() {
+                spec["kv_events"]["replay"] = json!(replay);
+            }
+        }
+        spec
+    }
+
     fn start(host: Host, config: Config) -> Self {
         let config = Config { port: ENGINE_PORT, ..config };
         let (stop, stopped) = oneshot::channel();
@@ -101,15 +124,16 @@ impl Engine {
             let runtime = Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let worker = MockWorker::start(config).await.unwrap();
-                report.send((worker.url().to_owned(), worker.ledger().clone())).unwrap();
+                let parts = (worker.url().to_owned(), worker.ledger().clone(), worker.kv_events().cloned());
+                report.send(parts).unwrap();
                 let _dropped_counts_too = stopped.await;
                 worker.stop().await;
             });
         };
         // A thread begins in the namespace of the one that starts it.
         let thread = host.run(move || std::thread::spawn(live));
-        let (url, ledger) = started.recv().unwrap();
-        Self { host, url, ledger, stop: Some(stop), thread: Some(thread) }
+        let (url, ledger, kv_events) = started.recv().unwrap();
+        Self { host, url, ledger, kv_events, stop: Some(stop), thread: Some(thread) }
     }
 }
 

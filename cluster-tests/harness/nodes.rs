@@ -169,7 +169,12 @@ impl Node {
 
     /// Registers a worker through it; the worker's id.
     pub(crate) async fn add(&self, url: &str) -> String {
-        let answer = self.admin("POST", "/workers", &serde_json::json!({ "url": url })).await;
+        self.add_spec(&serde_json::json!({ "url": url })).await
+    }
+
+    /// Registers the worker that `spec` describes; its id.
+    pub(crate) async fn add_spec(&self, spec: &Value) -> String {
+        let answer = self.admin("POST", "/workers", spec).await;
         assert_eq!(answer.status, 202, "{}: {}", self.name, answer.text());
         answer.value()["worker_id"].as_str().unwrap().to_owned()
     }
