@@ -10,6 +10,7 @@ mod fleet_metrics;
 mod live;
 mod mesh;
 mod node;
+mod prefixes;
 mod reload;
 mod settings;
 mod signals;
