@@ -42,13 +42,21 @@ impl Place {
     }
 }
 
+/// Whether a block is made of its tokens alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meaning {
+    Plain,
+    /// Of something else too, or a block before it is: it makes no chunks.
+    Opaque,
+}
+
 /// A block to be placed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NewBlock<'a> {
     pub(crate) name: u64,
     pub(crate) tokens: &'a [u32],
     pub(crate) tier: Tier,
-    pub(crate) opaque: bool,
+    pub(crate) meaning: Meaning,
 }
 
 /// What a block follows.
@@ -134,7 +142,7 @@ struct Segment {
     start: u8,
     /// How many blocks are there with everything before them.
     live: u8,
-    opaque: bool,
+    meaning: Meaning,
     /// The link of the chain before this chunk: the hash of the chunk before it, or the root.
     link: u64,
     names: Vec<u64>,
@@ -253,10 +261,13 @@ impl Blocks {
         if self.count >= self.blocks_max {
             return Err(Unplaced::Full);
         }
-        let opaque = block.opaque || self.segment(parent).is_some_and(|segment| segment.opaque);
-        let segment = match self.can_append(parent, opaque) {
+        let meaning = match self.segment(parent) {
+            Some(before) if before.meaning == Meaning::Opaque => Meaning::Opaque,
+            _ => block.meaning,
+        };
+        let segment = match self.can_append(parent, meaning) {
             true => parent.segment(),
-            false => self.add_segment(parent, before, opaque),
+            false => self.add_segment(parent, before, meaning),
         };
         let content = &mut self.segments[segment];
         content.names.push(block.name);
@@ -354,15 +365,15 @@ impl Blocks {
         }
     }
 
-    fn can_append(&self, parent: Place, opaque: bool) -> bool {
+    fn can_append(&self, parent: Place, meaning: Meaning) -> bool {
         self.segment(parent).is_some_and(|segment| {
             let length = segment.names.len();
             let is_last = parent.offset() + 1 == length;
-            is_last && usize::from(segment.start) + length < self.per_chunk && segment.opaque == opaque
+            is_last && usize::from(segment.start) + length < self.per_chunk && segment.meaning == meaning
         })
     }
 
-    fn add_segment(&mut self, parent: Place, before: Before, opaque: bool) -> usize {
+    fn add_segment(&mut self, parent: Place, before: Before, meaning: Meaning) -> usize {
         let (start, level, link) = match (self.segment(parent), before) {
             (Some(segment), _) => match (usize::from(segment.start) + parent.offset() + 1) % self.per_chunk {
                 0 => (0, segment.level + 1, segment.chunks.last().copied().unwrap_or_default()),
@@ -379,7 +390,7 @@ impl Blocks {
             level,
             start,
             live: 0,
-            opaque,
+            meaning,
             link,
             names: Vec::new(),
             tiers: Vec::new(),
@@ -410,7 +421,7 @@ impl Blocks {
     fn complete(&mut self, segment: usize) {
         let content = &self.segments[segment];
         let ends = usize::from(content.start) + content.names.len() == self.per_chunk;
-        if !ends || content.opaque || !content.chunks.is_empty() {
+        if !ends || content.meaning == Meaning::Opaque || !content.chunks.is_empty() {
             return;
         }
         let mut pieces = vec![content.tokens.as_slice()];

@@ -8,7 +8,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::{
-    blocks::{Before, Blocks, Holdings, NewBlock, Unplaced},
+    blocks::{Before, Blocks, Holdings, Meaning, NewBlock, Unplaced},
     parked::Parked,
 };
 use crate::{Change, EngineHash, KvBatch, KvEvent, Namespace, Stored, Tier};
@@ -198,11 +198,12 @@ impl EngineCache {
             Some(parent) => Before::Block(parent.0),
         };
         let block_tokens = blocks.block_tokens();
+        let meaning = if stored.opaque { Meaning::Opaque } else { Meaning::Plain };
         for (at, (name, tokens)) in stored.blocks.iter().zip(stored.tokens.chunks_exact(block_tokens)).enumerate() {
             if parked.blocks() > 0 {
                 parked.forget(*name);
             }
-            let block = NewBlock { name: name.0, tokens, tier: stored.tier, opaque: stored.opaque };
+            let block = NewBlock { name: name.0, tokens, tier: stored.tier, meaning };
             match blocks.place(before, block, &mut self.holdings, out) {
                 Ok(()) => before = Before::Block(name.0),
                 Err(Unplaced::Full) => {

@@ -389,7 +389,6 @@ fn one_name_for_two_contents_means_the_newer() {
 #[test]
 fn the_way_back_from_names_is_small() {
     let mut cache = EngineCache::new(SEED, EngineCacheConfig::default());
-    let mut sequence = 0;
     for prompt in 0..2_000_u64 {
         let first = prompt * 64;
         let blocks = first..first + 64;
@@ -400,8 +399,7 @@ fn the_way_back_from_names_is_small() {
             block_tokens: 16,
             ..Stored::default()
         };
-        store(&mut cache, sequence, stored);
-        sequence += 1;
+        store(&mut cache, prompt, stored);
     }
     let stats = cache.stats();
     let (each, reverse) = (stats.bytes / stats.blocks, stats.reverse_bytes / stats.blocks);

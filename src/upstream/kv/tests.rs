@@ -537,3 +537,60 @@ async fn events_are_drained_below_the_workers_url() {
         }
     }
 }
+
+/// A servicer that has the call under one name, and streams these messages to whoever calls it.
+async fn servicer(call: &'static str, messages: Vec<streamed::KvEventBatch>) -> testing::Server {
+    use prost::Message;
+    let body: Vec<u8> = messages
+        .iter()
+        .flat_map(|message| {
+            let message = message.encode_to_vec();
+            [&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), &message].concat()
+        })
+        .collect();
+    testing::Server::start(move |stream, _| {
+        let body = Bytes::from(body.clone());
+        async move {
+            let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+            let mut open = Vec::new();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let response = http::Response::builder().header("content-type", "application/grpc");
+                if request.uri().path() == call {
+                    assert_eq!(request.headers()["authorization"], "Bearer k1");
+                    let mut stream = respond.send_response(response.body(()).unwrap(), false).unwrap();
+                    stream.send_data(body.clone(), false).unwrap();
+                    open.push(stream);
+                } else {
+                    let unimplemented = response.header("grpc-status", "12").body(()).unwrap();
+                    respond.send_response(unimplemented, true).unwrap();
+                }
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_servicers_stream_is_followed() {
+    let batch = |sequence, rank, block| {
+        let block = streamed::KvBlock { block_hash: block, token_ids: vec![1], block_size: 1, ..Default::default() };
+        let stored = streamed::KvBlocksStored { blocks: vec![block], ..Default::default() };
+        let events = vec![streamed::KvCacheEvent { data: Some(streamed::Data::Stored(stored)) }];
+        streamed::KvEventBatch { sequence_number: sequence, dp_rank: Some(rank), events, ..Default::default() }
+    };
+    let load = streamed::KvEventBatch {
+        sequence_number: 41,
+        load: Some(streamed::EngineLoad { load_only: true }),
+        ..Default::default()
+    };
+    // Ranks counted together, a heartbeat, a gap, and a snapshot that begins anew.
+    let snapshot = streamed::KvEventBatch { snapshot: Some(streamed::KvSnapshotChunk { index: 0 }), ..batch(7, 0, 9) };
+    let messages = vec![batch(40, 0, 1), batch(41, 1, 2), load, batch(42, 0, 3), batch(45, 0, 4), snapshot];
+    let server = servicer("/sglang.grpc.scheduler.SglangScheduler/SubscribeKvEvents", messages).await;
+    let worker = testing::keyed_worker("http://127.0.0.1:9", "k1");
+    let spec = KvEventsSpec::new(format!("grpc://{}", server.address));
+    let mut following = Following::of(worker, spec, 64);
+    for expected in ["connected", "0:0 +1", "1:0 +2", "0:1 +3", "lost 0", "0:2 +4", "0:3 started +9"] {
+        assert_eq!(following.told().await, expected);
+    }
+}
