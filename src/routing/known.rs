@@ -4,18 +4,14 @@
 //! that follows their engine; then what this gateway has just sent there is remembered for a while beside that, because
 //! nobody can tell of it yet, and the prompts of one burst would be spread over workers that each compute the same.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 use smg_base::{Timestamp, WorkerId, map::StableMap};
-use smg_prefix::{Change, Claim, Found, Held, PrefixIndex};
+use smg_prefix::{Change, Claim, Found, PrefixIndex};
+
+use crate::{claims::Claims, recent::Recent};
 
 /// How it is known what a worker's cache holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,29 +42,29 @@ pub(crate) struct Known {
     index: PrefixIndex,
     /// The workers of which this gateway is told; others are predicted.
     sources: ArcSwap<StableMap<WorkerId, Source>>,
-    changing: Mutex<()>,
+    /// Held for writing while a source changes, so that no prediction gets into what a worker is told to hold.
+    switching: RwLock<()>,
     recent: Recent,
-    claims: Mutex<Vec<(WorkerId, Claim)>>,
-    dropped: AtomicU64,
+    claims: Claims,
 }
-
-/// Claims kept until they are taken.
-const CLAIMS_MAX: usize = 8_192;
 
 impl Known {
     pub(crate) fn new(bytes_max: usize) -> Self {
         Self {
             index: PrefixIndex::new(bytes_max),
             sources: ArcSwap::default(),
-            changing: Mutex::new(()),
+            switching: RwLock::new(()),
             recent: Recent::default(),
-            claims: Mutex::default(),
-            dropped: AtomicU64::new(0),
+            claims: Claims::default(),
         }
     }
 
     pub(crate) fn index(&self) -> &PrefixIndex {
         &self.index
+    }
+
+    pub(crate) fn claims(&self) -> &Claims {
+        &self.claims
     }
 
     pub(crate) fn source(&self, worker: WorkerId) -> Source {
@@ -77,18 +73,12 @@ impl Known {
 
     /// Changes how a worker is known. What was known of it in another way is forgotten.
     pub(crate) fn set_source(&self, worker: WorkerId, source: Source) {
-        let _one_at_a_time = self.changing.lock();
-        let sources = self.sources.load();
-        if sources.get(&worker).copied().unwrap_or_default() == source {
-            return;
+        let _nobody_predicts = self.switching.write();
+        if self.source(worker) != source {
+            self.put(worker, source);
+            self.index.forget(worker);
+            self.recent.forget(worker);
         }
-        let mut next = StableMap::clone(&sources);
-        match source {
-            Source::Own => drop(next.remove(&worker)),
-            Source::Fed | Source::FedAndClaimed => drop(next.insert(worker, source)),
-        }
-        self.sources.store(Arc::new(next));
-        self.index.forget(worker);
     }
 
     /// Takes on what is told of a worker; says how many chunks could not be placed. Nothing is taken on of workers that are
@@ -101,7 +91,7 @@ impl Known {
         }
     }
 
-    /// How much of a prompt each of `workers` holds.
+    /// How much of a prompt each of `workers` holds, or will hold soon because it was just sent there.
     pub(crate) fn lookup(
         &self,
         chunks: &[u64],
@@ -110,168 +100,64 @@ impl Known {
         found: &mut Found,
     ) {
         self.index.lookup(chunks, workers.clone(), found);
-        self.recent.add(chunks, workers, now, found);
+        self.recent.add(chunks, workers, now, |worker| self.index.trust(worker), found);
     }
 
     /// A prompt went to `worker`, which can hold `capacity` chunks.
     pub(crate) fn dispatched(&self, worker: WorkerId, chunks: &[u64], capacity: u64, now: Timestamp) {
-        let source = self.source(worker);
-        if source == Source::Own {
-            self.index.insert(worker, chunks, capacity);
+        let source = {
+            let _no_switch = self.switching.read();
+            let source = self.source(worker);
+            if source == Source::Own {
+                self.index.insert(worker, chunks, capacity);
+                return;
+            }
+            source
+        };
+        let sent = self.recent.sent(chunks, worker, now);
+        if sent.just_now >= chunks.len() {
             return;
         }
-        let one = || std::iter::once(worker);
-        let recent = self.recent.held(chunks, worker, now);
-        if recent < chunks.len() && source == Source::FedAndClaimed {
-            let mut found = Found::default();
-            self.index.lookup(chunks, one(), &mut found);
-            let told = found.holders.first().map_or(0, |held| held.chunks as usize);
-            self.claim(worker, chunks, told.max(recent).min(chunks.len()));
+        if source == Source::FedAndClaimed {
+            let held = self.told(worker, chunks).max(sent.chunks).min(chunks.len());
+            let after = held.checked_sub(1).map(|last| chunks[last]);
+            self.claims.push(worker, Claim { after, chunks: chunks[held..].to_vec() });
         }
         self.recent.insert(worker, chunks, now);
     }
 
-    /// Hands out what was claimed since the last time.
-    pub(crate) fn take_claims(&self, take: &mut dyn FnMut(WorkerId, Claim)) {
-        let claims = std::mem::take(&mut *self.claims.lock());
-        for (worker, claim) in claims {
-            take(worker, claim);
-        }
-    }
-
-    /// How many claims nobody took in time.
-    pub(crate) fn claims_dropped(&self) -> u64 {
-        self.dropped.load(Relaxed)
-    }
-
+    /// A worker is gone.
     pub(crate) fn forget(&self, worker: WorkerId) {
+        let _nobody_predicts = self.switching.write();
         self.index.forget(worker);
         self.recent.forget(worker);
-        let _one_at_a_time = self.changing.lock();
-        let sources = self.sources.load();
-        if sources.contains_key(&worker) {
-            let mut next = StableMap::clone(&sources);
-            next.remove(&worker);
-            self.sources.store(Arc::new(next));
+        if self.source(worker) != Source::Own {
+            self.put(worker, Source::Own);
         }
     }
 
     pub(crate) fn sweep(&self, now: Timestamp) {
         self.index.sweep();
-        self.recent.turn(now);
+        self.recent.sweep(now);
     }
 
-    fn claim(&self, worker: WorkerId, chunks: &[u64], held: usize) {
-        let after = held.checked_sub(1).map(|last| chunks[last]);
-        let claim = Claim { after, chunks: chunks[held..].to_vec() };
-        let mut claims = self.claims.lock();
-        if claims.len() < CLAIMS_MAX {
-            claims.push((worker, claim));
-        } else {
-            self.dropped.fetch_add(1, Relaxed);
-        }
-    }
-}
-
-/// What was sent lately to workers of which this gateway is told: in two parts, of which the older is dropped whole, so that
-/// forgetting costs nothing.
-#[derive(Debug, Default)]
-struct Recent {
-    parts: ArcSwap<Parts>,
-    turning: Mutex<()>,
-}
-
-#[derive(Debug, Default)]
-struct Parts {
-    /// What was sent since `since`, and in the time before.
-    newer: Option<Arc<PrefixIndex>>,
-    older: Option<Arc<PrefixIndex>>,
-    since: Timestamp,
-}
-
-impl Recent {
-    /// How long a part is filled. What was sent is remembered for one to two times that: long enough for a request that
-    /// waits in an engine's queue, and for the news of it to come back.
-    const PART: Duration = Duration::from_secs(10);
-    /// Memory of one part; what is sent beyond that pushes out what was sent before.
-    const PART_BYTES: usize = 16 << 20;
-
-    /// Adds what is remembered to what was found.
-    fn add(&self, chunks: &[u64], workers: impl Iterator<Item = WorkerId> + Clone, now: Timestamp, found: &mut Found) {
-        let parts = self.parts.load();
-        for part in parts.at(now) {
-            let mut recent = Found::default();
-            part.lookup(chunks, workers.clone(), &mut recent);
-            if recent.holders.is_empty() {
-                continue;
-            }
-            if found.holders.is_empty() {
-                found.holders.extend(recent.holders.iter().map(|_| Held::default()));
-            }
-            for (held, recent) in found.holders.iter_mut().zip(&recent.holders) {
-                if recent.chunks > held.chunks {
-                    held.chunks = recent.chunks;
-                }
-            }
-            found.branch = found.branch.or(recent.branch);
-        }
+    /// Memory in use.
+    pub(crate) fn used_bytes(&self) -> usize {
+        self.index.used_bytes() + self.recent.used_bytes()
     }
 
-    /// How much of a prompt is remembered as sent to `worker`.
-    fn held(&self, chunks: &[u64], worker: WorkerId, now: Timestamp) -> usize {
+    fn told(&self, worker: WorkerId, chunks: &[u64]) -> usize {
         let mut found = Found::default();
-        self.add(chunks, std::iter::once(worker), now, &mut found);
+        self.index.lookup(chunks, std::iter::once(worker), &mut found);
         found.holders.first().map_or(0, |held| held.chunks as usize)
     }
 
-    fn insert(&self, worker: WorkerId, chunks: &[u64], now: Timestamp) {
-        let part = match &**self.parts.load() {
-            Parts { newer: Some(newer), since, .. } if now.since(*since) < Self::PART => newer.clone(),
-            _ => self.begin(now),
-        };
-        part.insert(worker, chunks, u64::from(u32::MAX));
-    }
-
-    fn begin(&self, now: Timestamp) -> Arc<PrefixIndex> {
-        let _one_at_a_time = self.turning.lock();
-        let parts = self.parts.load();
-        if let Parts { newer: Some(newer), since, .. } = &**parts
-            && now.since(*since) < Self::PART
-        {
-            return newer.clone();
+    fn put(&self, worker: WorkerId, source: Source) {
+        let mut next = StableMap::clone(&self.sources.load());
+        match source {
+            Source::Own => drop(next.remove(&worker)),
+            Source::Fed | Source::FedAndClaimed => drop(next.insert(worker, source)),
         }
-        let newer = Arc::new(PrefixIndex::new(Self::PART_BYTES));
-        let older = parts.newer.clone().filter(|_| now.since(parts.since) < 2 * Self::PART);
-        self.parts.store(Arc::new(Parts { newer: Some(newer.clone()), older, since: now }));
-        newer
-    }
-
-    /// Drops what has had its time, while nothing is sent.
-    fn turn(&self, now: Timestamp) {
-        let _one_at_a_time = self.turning.lock();
-        let parts = self.parts.load();
-        let age = now.since(parts.since);
-        if parts.newer.is_some() && age >= 2 * Self::PART {
-            self.parts.store(Arc::default());
-        } else if parts.older.is_some() && age >= Self::PART {
-            self.parts.store(Arc::new(Parts { newer: parts.newer.clone(), older: None, since: parts.since }));
-        }
-    }
-
-    fn forget(&self, worker: WorkerId) {
-        let parts = self.parts.load();
-        for part in [&parts.newer, &parts.older].into_iter().flatten() {
-            part.forget(worker);
-        }
-    }
-}
-
-impl Parts {
-    /// Those that still count.
-    fn at(&self, now: Timestamp) -> impl Iterator<Item = &PrefixIndex> {
-        let age = now.since(self.since);
-        let newer = self.newer.as_deref().filter(|_| age < 2 * Recent::PART);
-        let older = self.older.as_deref().filter(|_| age < Recent::PART);
-        newer.into_iter().chain(older)
+        self.sources.store(Arc::new(next));
     }
 }

@@ -16,6 +16,7 @@ mod ask;
 mod bucket;
 mod cache_aware;
 mod candidates;
+mod claims;
 mod config;
 mod cost;
 mod explain;
@@ -25,6 +26,7 @@ mod learned;
 mod overrides;
 mod pick;
 mod policy;
+mod recent;
 mod sticky;
 mod target;
 #[cfg(test)]

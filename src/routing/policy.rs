@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 use smg_base::{Timestamp, WorkerId};
-use smg_fleet::{Pool, Worker};
+use smg_fleet::{Pool, Worker, WorkerState};
 use smg_prefix::{Change, Chunker, Claim, PromptKey, Space, TOKEN_BYTES};
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     bucket::Buckets,
     cache_aware::CacheAware,
     candidates::{Candidate, Candidates, Offers, standing},
-    cost::{Costs, Estimate, Prompt},
+    cost::{Cached, Costs, Estimate},
     known::{Known, Source},
     learned::BytesPerToken,
     pick::{self, Choice, Rendezvous},
@@ -42,12 +42,6 @@ pub struct Usage {
     pub entries: usize,
     /// Memory, estimated.
     pub bytes: usize,
-}
-
-/// A choice, and among whom.
-pub(crate) struct Decision {
-    pub(crate) candidates: Candidates,
-    pub(crate) choice: Choice,
 }
 
 impl Policy {
@@ -133,11 +127,11 @@ impl Policy {
         match sticky {
             Some((sticky, key)) => self.keep(sticky, key, pool, ask, why),
             None => {
-                let mut costs = Costs::default();
-                decide(pool, ask, |candidates| self.pick(pool, candidates, ask, &mut costs)).map(|decision| {
-                    decision.explain(pool, ask, &costs, why);
-                    decision.choice.position
-                })
+                let (mut candidates, mut costs) = (Candidates::default(), Costs::default());
+                let choice = decide(pool, ask, &mut candidates, |candidates| self.pick(candidates, ask, &mut costs))?;
+                why.compare(pool, &candidates, choice, &costs);
+                why.others(pool, &candidates, ask);
+                Ok(choice.position)
             }
         }
     }
@@ -183,13 +177,13 @@ impl Policy {
     /// time.
     pub fn take_claims(&self, take: &mut dyn FnMut(WorkerId, Space, Claim)) {
         for (space, known) in self.known() {
-            known.take_claims(&mut |worker, claim| take(worker, space, claim));
+            known.claims().take(&mut |worker, claim| take(worker, space, claim));
         }
     }
 
     /// How many claims were dropped because nobody took them in time.
     pub fn claims_dropped(&self) -> u64 {
-        self.known().map(|(_, known)| known.claims_dropped()).sum()
+        self.known().map(|(_, known)| known.claims().dropped()).sum()
     }
 
     /// How many chunks `worker` is taken to have room for; zero where the policy does not look.
@@ -237,7 +231,7 @@ impl Policy {
         for (_, known) in self.known() {
             let size = known.index().size();
             usage.entries += usize::try_from(size.chunks).unwrap_or(usize::MAX);
-            usage.bytes += size.bytes;
+            usage.bytes += known.used_bytes();
         }
         usage
     }
@@ -265,18 +259,20 @@ impl Policy {
         why: &mut Explanation,
     ) -> Result<usize, NoChoice> {
         let usable = |id: WorkerId| usable(pool, ask, id);
+        let mut candidates = Candidates::default();
         let assign = || {
-            let decision = decide(pool, ask, |candidates| self.assign(pool, candidates, ask))?;
-            Ok((pool.workers[decision.choice.position].id, decision))
+            let choice = decide(pool, ask, &mut candidates, |candidates| self.assign(candidates, ask))?;
+            Ok((pool.workers[choice.position].id, choice))
         };
         match sticky.keep(key, ask.now, usable, assign)? {
             Kept::Found(position) => {
                 why.settle(&pool.workers[position], Reason::Sticky, ask.now);
                 Ok(position)
             }
-            Kept::Assigned(decision) => {
-                decision.explain(pool, ask, &Costs::default(), why);
-                Ok(decision.choice.position)
+            Kept::Assigned(choice) => {
+                why.compare(pool, &candidates, choice, &Costs::default());
+                why.others(pool, &candidates, ask);
+                Ok(choice.position)
             }
         }
     }
@@ -295,63 +291,58 @@ impl Policy {
     }
 
     /// The worker for a routing key that has none.
-    fn assign(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) -> Choice {
-        let worker = |position: u32| &pool.workers[position as usize];
-        let fewest = |count: &dyn Fn(u32) -> u32| {
-            pick::least(candidates, ask.random, |_, candidate| {
-                f64::from(count(candidate.position)) / f64::from(candidate.share)
+    fn assign(&self, candidates: &Candidates<'_>, ask: &Ask<'_>) -> Choice {
+        let fewest = |count: &dyn Fn(&WorkerState) -> u32| {
+            pick::least(candidates, ask.random, |candidate| {
+                f64::from(count(candidate.state())) / f64::from(candidate.share)
             })
         };
         let chosen = match self.config.assignment_mode {
             AssignmentMode::Random => pick::chance(candidates, ask.random),
-            AssignmentMode::MinLoad => fewest(&|position| worker(position).requests()),
-            AssignmentMode::MinGroup => fewest(&|position| worker(position).state.load.active_keys()),
+            AssignmentMode::MinLoad => fewest(&WorkerState::requests),
+            AssignmentMode::MinGroup => fewest(&|state| state.load.active_keys()),
         };
         chosen.because(Reason::Assigned)
     }
 
-    fn pick(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>, costs: &mut Costs) -> Choice {
+    fn pick(&self, candidates: &Candidates<'_>, ask: &Ask<'_>, costs: &mut Costs) -> Choice {
         if self.is_shared_key(ask) {
             return consistent_hashing(candidates, ask);
         }
         match self.kind {
             PolicyKind::Random => pick::chance(candidates, ask.random).because(Reason::Chance),
             PolicyKind::RoundRobin => pick::turn(candidates, self.turn.fetch_add(1, Relaxed)).because(Reason::Turn),
-            PolicyKind::PowerOfTwo => better_of_two(pool, candidates, ask),
-            PolicyKind::LeastLoad => self.least_load(pool, candidates, ask, costs),
+            PolicyKind::PowerOfTwo => better_of_two(candidates, ask),
+            PolicyKind::LeastLoad => self.least_load(candidates, ask, costs),
             PolicyKind::ConsistentHashing => consistent_hashing(candidates, ask),
-            PolicyKind::PrefixHash => self.prefix_hash(pool, candidates, ask),
-            PolicyKind::Manual => self.assign(pool, candidates, ask),
+            PolicyKind::PrefixHash => self.prefix_hash(candidates, ask),
+            PolicyKind::Manual => self.assign(candidates, ask),
             PolicyKind::Passthrough => candidates.at(0).because(Reason::First),
             PolicyKind::Bucket => match &self.buckets {
-                Some(buckets) => {
-                    buckets.pick(pool, candidates, self.bytes_of(ask), self.bytes_per_token.ratio(), ask.random)
-                }
+                Some(buckets) => buckets.pick(candidates, self.bytes_of(ask), self.bytes_per_token.ratio(), ask.random),
                 None => pick::chance(candidates, ask.random).because(Reason::Chance),
             },
             PolicyKind::CacheAware => match &self.caches {
-                Some(caches) => caches.pick(pool, candidates, ask, costs),
+                Some(caches) => caches.pick(candidates, ask, costs),
                 None => pick::chance(candidates, ask.random).because(Reason::Chance),
             },
         }
     }
 
-    fn least_load(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>, costs: &mut Costs) -> Choice {
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let prompt = Prompt { uncached_tokens: ask.input_tokens as f32, matched_tokens: 0 };
-        self.load.costs(pool, candidates, ask.now, |_| prompt, costs);
-        let least = pick::least(candidates, ask.random, |index, _| f64::from(costs.list[index].total));
+    fn least_load(&self, candidates: &Candidates<'_>, ask: &Ask<'_>, costs: &mut Costs) -> Choice {
+        self.load.costs(candidates, ask, Cached::NONE, costs);
+        let least = pick::least(candidates, ask.random, |candidate| f64::from(costs.totals[candidate.index]));
         least.because(Reason::LeastLoad)
     }
 
     /// The worker to which the prompt's beginning falls, or the next one that has no more than its part of the load
     /// (consistent hashing with bounded loads: Mirrokni, Thorup and Zadimoghaddam, 2018).
-    fn prefix_hash(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) -> Choice {
+    fn prefix_hash(&self, candidates: &Candidates<'_>, ask: &Ask<'_>) -> Choice {
         let Some(text) = ask.prompt.filter(|text| text.bytes > 0) else {
             return consistent_hashing(candidates, ask);
         };
         let rendezvous = Rendezvous::new(text.head, candidates);
-        let in_flight = |candidate: Candidate| f64::from(pool.workers[candidate.position as usize].requests());
+        let in_flight = |candidate: Candidate<'_>| f64::from(candidate.state().requests());
         let loads: SmallVec<[f64; 128]> = candidates.iter().map(in_flight).collect();
         let bound = (loads.iter().sum::<f64>() + 1.0) / candidates.shares() * self.config.prefix_hash_load_factor;
         let fits = candidates
@@ -384,23 +375,20 @@ impl Policy {
     }
 }
 
-impl Decision {
-    fn explain(&self, pool: &Pool, ask: &Ask<'_>, costs: &Costs, why: &mut Explanation) {
-        why.compare(pool, self, costs, ask.now);
-        why.others(pool, &self.candidates, ask);
-    }
-}
-
 /// Picks among those who can take the request; again if it turns out that the picked one does not offer it.
-fn decide(pool: &Pool, ask: &Ask<'_>, mut pick: impl FnMut(&Candidates) -> Choice) -> Result<Decision, NoChoice> {
-    let candidates = Candidates::gather(pool, ask, Offers::Assumed)?;
-    let choice = pick(&candidates);
+fn decide<'a>(
+    pool: &'a Pool,
+    ask: &Ask<'_>,
+    candidates: &mut Candidates<'a>,
+    mut pick: impl FnMut(&Candidates<'a>) -> Choice,
+) -> Result<Choice, NoChoice> {
+    candidates.gather(pool, ask, Offers::Assumed)?;
+    let choice = pick(candidates);
     if ask.is_offered_by(&pool.workers[choice.position]) {
-        return Ok(Decision { candidates, choice });
+        return Ok(choice);
     }
-    let candidates = Candidates::gather(pool, ask, Offers::Checked)?;
-    let choice = pick(&candidates);
-    Ok(Decision { candidates, choice })
+    candidates.gather(pool, ask, Offers::Checked)?;
+    Ok(pick(candidates))
 }
 
 /// The place of a worker in the pool, if it can take the request.
@@ -409,7 +397,7 @@ fn usable(pool: &Pool, ask: &Ask<'_>, id: WorkerId) -> Option<usize> {
     (standing(&pool.workers[position], ask, Offers::Checked) == Standing::Considered).then_some(position)
 }
 
-fn consistent_hashing(candidates: &Candidates, ask: &Ask<'_>) -> Choice {
+fn consistent_hashing(candidates: &Candidates<'_>, ask: &Ask<'_>) -> Choice {
     let (key, reason) = match (ask.routing_key, ask.session) {
         (Some(key), _) => (smg_base::hash::stable64(key.as_bytes()), Reason::RoutingKey),
         (None, Some(session)) => (session, Reason::Session),
@@ -419,12 +407,11 @@ fn consistent_hashing(candidates: &Candidates, ask: &Ask<'_>) -> Choice {
     best.unwrap_or_else(|| candidates.at(0)).because(reason)
 }
 
-fn better_of_two(pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) -> Choice {
+fn better_of_two(candidates: &Candidates<'_>, ask: &Ask<'_>) -> Choice {
     let (one, other) = pick::two(candidates, ask.random);
-    let load = |candidate: Candidate| {
-        let worker = &pool.workers[candidate.position as usize];
-        let load = &worker.state.load;
-        let requests = worker.requests().saturating_add(load.foreign_requests());
+    let load = |candidate: Candidate<'_>| {
+        let load = &candidate.state().load;
+        let requests = candidate.state().requests().saturating_add(load.foreign_requests());
         let kv_usage = load.engine().map_or(0.0, |engine| f64::from(engine.kv_usage));
         (f64::from(requests) / f64::from(candidate.share), kv_usage)
     };
