@@ -57,6 +57,8 @@ pub(crate) struct NewBlock<'a> {
     pub(crate) tokens: &'a [u32],
     pub(crate) tier: Tier,
     pub(crate) meaning: Meaning,
+    /// How many blocks are about to be placed after it.
+    pub(crate) following: usize,
 }
 
 /// What a block follows.
@@ -270,6 +272,13 @@ impl Blocks {
             false => self.add_segment(parent, before, meaning),
         };
         let content = &mut self.segments[segment];
+        if content.names.len() == content.names.capacity() {
+            let room = self.per_chunk - usize::from(content.start) - content.names.len();
+            let blocks = room.min(block.following + 1);
+            content.names.reserve_exact(blocks);
+            content.tiers.reserve_exact(blocks);
+            content.tokens.reserve_exact(blocks * self.block_tokens);
+        }
         content.names.push(block.name);
         content.tiers.push(tier_bit(block.tier));
         content.tokens.extend_from_slice(block.tokens);

@@ -203,7 +203,8 @@ impl EngineCache {
             if parked.blocks() > 0 {
                 parked.forget(*name);
             }
-            let block = NewBlock { name: name.0, tokens, tier: stored.tier, meaning };
+            let following = stored.blocks.len() - at - 1;
+            let block = NewBlock { name: name.0, tokens, tier: stored.tier, meaning, following };
             match blocks.place(before, block, &mut self.holdings, out) {
                 Ok(()) => before = Before::Block(name.0),
                 Err(Unplaced::Full) => {
