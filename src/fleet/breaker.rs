@@ -89,15 +89,17 @@ pub enum Outcome {
 /// [`Breaker::would_admit`] is one atomic read. Every change of phase happens under a lock that is taken only by
 /// failures, and by successes that follow a failure.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Breaker {
     /// From which reading of the clock on a request may pass: [`ALWAYS`], the end of the open phase, or [`NEVER`]
     /// while a probe is out.
     gate_nanos: AtomicU64,
     epoch: AtomicU64,
-    state: AtomicU8,
     failures: AtomicU32,
     successes: AtomicU32,
-    machine: Mutex<Machine>,
+    state: AtomicU8,
+    /// Kept elsewhere: see [`crate::WorkerState`].
+    machine: Box<Mutex<Machine>>,
 }
 
 const ALWAYS: u64 = 0;
@@ -121,7 +123,7 @@ impl Breaker {
             state: AtomicU8::new(BreakerState::Closed as u8),
             failures: AtomicU32::new(0),
             successes: AtomicU32::new(0),
-            machine: Mutex::new(Machine { config, epoch: 0, phase: Phase::CLOSED }),
+            machine: Box::new(Mutex::new(Machine { config, epoch: 0, phase: Phase::CLOSED })),
         }
     }
 

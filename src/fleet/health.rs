@@ -126,10 +126,12 @@ impl ProbeFailure {
 /// The health of a worker: the verdict of its probes, and whether it is being drained. The status is one atomic
 /// read; the machine behind it moves under a lock that only probes and administration take.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Health {
     status: AtomicU8,
     traffic_nanos: AtomicU64,
-    machine: Mutex<Machine>,
+    /// Kept elsewhere: see [`crate::WorkerState`].
+    machine: Box<Mutex<Machine>>,
 }
 
 impl Health {
@@ -142,7 +144,7 @@ impl Health {
         Self {
             status: AtomicU8::new(machine.status() as u8),
             traffic_nanos: AtomicU64::new(0),
-            machine: Mutex::new(machine),
+            machine: Box::new(Mutex::new(machine)),
         }
     }
 

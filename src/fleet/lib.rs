@@ -45,15 +45,15 @@ pub use fleet::{Added, Change, Delta, Fleet, FleetConfig};
 pub use health::{Health, HealthConfig, ProbeFailure, Status, StatusChange};
 pub use info::{BreakerInfo, WorkerInfo};
 pub use kv_events::{KvEndpoint, KvEventsSpec};
-pub use load::{EngineLoad, Load, LoadGuard, PeerLoad};
+pub use load::{EngineLoad, EngineLook, Load, LoadGuard, PeerLoad};
 pub use model::ModelCard;
 pub use path::{ClusterVerdict, DirectPath, EngineSource, HealthVote, Path, ProbeDuty, Reach, Relaying, Via};
 pub use profile::{EngineProfile, Offer};
 pub use rates::Rates;
-pub use snapshot::{Pool, Snapshot};
+pub use snapshot::{Member, Pool, Snapshot};
 pub use spec::{
     ConnectionMode, HealthOverride, KeyPatch, Origin, ResilienceOverride, WorkerPatch, WorkerSpec, WorkerType,
 };
 pub use ticket::Ticket;
 pub use url::{Scheme, UrlError, WorkerUrl};
-pub use worker::{Beyond, Worker, WorkerState};
+pub use worker::{Beyond, Way, Worker, WorkerState};

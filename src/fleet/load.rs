@@ -13,17 +13,20 @@ use crate::{Bell, WorkerState};
 
 /// What this gateway has sent to a worker and not yet got back, and what the worker's engine last said of itself.
 /// The counts change only through [`LoadGuard`]s, which give back exactly what they took.
+///
+/// What decisions read comes first and stays in this order: see [`WorkerState`].
 #[derive(Debug, Default)]
+#[repr(C)]
 pub struct Load {
     in_flight: AtomicU32,
     decoding: AtomicU32,
-    relayed: AtomicU32,
     pending_tokens: AtomicU64,
-    processed: AtomicU64,
-    dispatched_tokens: AtomicU64,
     peers: PeerWords,
     engine: EngineWords,
+    relayed: AtomicU32,
     keys_active: AtomicU32,
+    processed: AtomicU64,
+    dispatched_tokens: AtomicU64,
     keys: Mutex<StableMap<u64, u32>>,
     /// Rung where there is something to tell other nodes after a silence.
     to_tell: OnceLock<Arc<Bell>>,
@@ -55,8 +58,20 @@ pub struct PeerLoad {
     pub pending_tokens: u64,
 }
 
+/// The part of an engine's word that decisions need.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct EngineLook {
+    /// Requests the engine has from others than the gateways that are known.
+    pub foreign: u32,
+    /// Of these, how many wait in the engine.
+    pub foreign_waiting: u32,
+    /// k ÷ (1 − k) of a KV cache filled to k: nothing when there is room, a wall of finite height when there is none.
+    pub kv_pressure: f32,
+}
+
 /// [`PeerLoad`] in words of its own, for the same reason as [`EngineWords`].
 #[derive(Debug, Default)]
+#[repr(C)]
 struct PeerWords {
     /// Requests, and those that decode.
     requests: AtomicU64,
@@ -67,6 +82,7 @@ struct PeerWords {
 /// candidate, and a shared pointer would cost it more than all else. Who reads while they change may get some new and
 /// some old ones, which is no worse than to have come a moment earlier.
 #[derive(Debug, Default)]
+#[repr(C)]
 struct EngineWords {
     /// Zero if the engine never spoke, else one more than the time.
     at: AtomicU64,
@@ -74,6 +90,8 @@ struct EngineWords {
     requests: AtomicU64,
     /// Requests of others, and the bits of the used share of the KV cache.
     foreign_kv: AtomicU64,
+    /// The bits of [`EngineLook::kv_pressure`]: computed once and not in every decision.
+    kv_pressure: AtomicU32,
     /// The bits of the tokens generated per second.
     rate: AtomicU32,
     /// [`Load`]'s `dispatched_tokens` at the time.
@@ -82,8 +100,14 @@ struct EngineWords {
 
 /// The most tokens one request is taken for; keeps the sum of all requests far from the end of its type.
 const TOKENS_MAX: u64 = 1 << 32;
+/// How full a KV cache is taken to be at most.
+const KV_USAGE_MAX: f32 = 0.999;
 
 impl Load {
+    #[cfg(test)]
+    pub(crate) const READ_BY_DECISIONS_BYTES: usize =
+        std::mem::offset_of!(Self, engine) + std::mem::offset_of!(EngineWords, kv_pressure) + size_of::<AtomicU32>();
+
     /// Requests sent and not finished.
     #[inline]
     pub fn in_flight(&self) -> u32 {
@@ -147,6 +171,19 @@ impl Load {
         })
     }
 
+    /// What decisions need of the engine's last word; nothing if that is from before `since`.
+    #[inline]
+    pub fn look_at_engine(&self, since: Timestamp) -> EngineLook {
+        let words = &self.engine;
+        if words.at.load(Ordering::Acquire) <= since.as_nanos() {
+            return EngineLook::default();
+        }
+        let (_, waiting) = halves(words.requests.load(Ordering::Relaxed));
+        let (foreign, _) = halves(words.foreign_kv.load(Ordering::Relaxed));
+        let kv_pressure = f32::from_bits(words.kv_pressure.load(Ordering::Relaxed));
+        EngineLook { foreign, foreign_waiting: waiting.min(foreign), kv_pressure }
+    }
+
     /// Requests the engine had from others than this gateway and those it knows of when it last spoke.
     #[inline]
     pub fn foreign_requests(&self) -> u32 {
@@ -175,7 +212,10 @@ impl Load {
         let sane = |value: f32, max: f32| if value.is_nan() { 0.0 } else { value.clamp(0.0, max) };
         let words = &self.engine;
         words.requests.store(word(engine.running, engine.waiting), Ordering::Relaxed);
-        words.foreign_kv.store(word(foreign, sane(engine.kv_usage, 1.0).to_bits()), Ordering::Relaxed);
+        let kv_usage = sane(engine.kv_usage, 1.0);
+        words.foreign_kv.store(word(foreign, kv_usage.to_bits()), Ordering::Relaxed);
+        let kv_usage = kv_usage.min(KV_USAGE_MAX);
+        words.kv_pressure.store((kv_usage / (1.0 - kv_usage)).to_bits(), Ordering::Relaxed);
         words.rate.store(sane(engine.generation_tokens_per_second, 1e9).to_bits(), Ordering::Relaxed);
         words.dispatched_tokens.store(self.dispatched_tokens.load(Ordering::Relaxed), Ordering::Relaxed);
         words.at.store(engine.at.as_nanos().saturating_add(1), Ordering::Release);
@@ -223,10 +263,12 @@ impl Load {
     }
 }
 
+#[inline]
 fn word(high: u32, low: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+#[inline]
 #[expect(clippy::cast_possible_truncation, reason = "the halves of the word")]
 fn halves(word: u64) -> (u32, u32) {
     ((word >> 32) as u32, word as u32)

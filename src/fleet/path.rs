@@ -114,11 +114,12 @@ pub enum HealthVote {
 /// The paths to a worker. Who reads while they change may see the old ones, which is no worse than to have come a moment
 /// earlier.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Paths {
     word: AtomicU64,
     via: ArcSwapOption<Via>,
-    /// The breaker of the path through the peer.
-    pub(crate) breaker: Breaker,
+    /// The breaker of the path through the peer. Kept elsewhere: see [`crate::WorkerState`].
+    pub(crate) breaker: Box<Breaker>,
 }
 
 /// What a decision needs to know of all paths, in one word; zero where there are no peers. Its lower half is the round-trip
@@ -180,7 +181,7 @@ impl Outlook {
 
 impl Paths {
     pub(crate) fn new(breaker: BreakerConfig) -> Self {
-        Self { word: AtomicU64::new(0), via: ArcSwapOption::empty(), breaker: Breaker::new(breaker) }
+        Self { word: AtomicU64::new(0), via: ArcSwapOption::empty(), breaker: Box::new(Breaker::new(breaker)) }
     }
 
     #[inline]

@@ -1,7 +1,7 @@
 //! How fast a worker is, learned from its answers.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -11,12 +11,17 @@ use crate::Outcome;
 
 /// Averages over the last requests, older ones fading. Each is one atomic word, so observers never wait; of two that
 /// observe at once, both count.
+///
+/// What decisions read comes first and stays in this order: see [`crate::WorkerState`].
 #[derive(Debug, Default)]
+#[repr(C)]
 pub struct Rates {
     prefill: AtomicU64,
-    ttft: AtomicU64,
-    gap: AtomicU64,
     errors: AtomicU64,
+    gap: AtomicU64,
+    ttft: AtomicU64,
+    /// The bits of what follows from `prefill`; as of an observation earlier, if two were made at once.
+    seconds_per_token: AtomicU32,
 }
 
 /// What the newest sample weighs in an average.
@@ -41,6 +46,8 @@ impl Rates {
                 let (sum_tokens, sum_seconds) = halves(word);
                 join(sum_tokens * (1.0 - NEWEST) + tokens as f32, sum_seconds * (1.0 - NEWEST) + seconds)
             });
+            let (sum_tokens, sum_seconds) = halves(self.prefill.load(Ordering::Relaxed));
+            self.seconds_per_token.store((sum_seconds / sum_tokens).to_bits(), Ordering::Relaxed);
         }
     }
 
@@ -67,6 +74,12 @@ impl Rates {
     pub fn prefill_tokens_per_second(&self) -> Option<f64> {
         let (tokens, seconds) = halves(self.prefill.load(Ordering::Relaxed));
         (seconds > 0.0).then(|| f64::from(tokens / seconds))
+    }
+
+    /// The same turned round, and zero if nothing has been measured: what decisions need, without a division.
+    #[inline]
+    pub fn prefill_seconds_per_token(&self) -> f32 {
+        f32::from_bits(self.seconds_per_token.load(Ordering::Relaxed))
     }
 
     /// Seconds from dispatch to the first token.
@@ -106,6 +119,7 @@ fn read_average(word: &AtomicU64) -> Option<f64> {
 }
 
 /// The error rate in `word`, as it is at `now`.
+#[inline]
 fn faded(word: u64, now: Timestamp) -> f32 {
     let (rate, at) = unpack(word);
     if rate == 0.0 {
@@ -132,6 +146,7 @@ fn pack(value: f32, number: u32) -> u64 {
     u64::from(value.to_bits()) << 32 | u64::from(number)
 }
 
+#[inline]
 #[expect(clippy::cast_possible_truncation, reason = "the halves of the word")]
 fn unpack(word: u64) -> (f32, u32) {
     (f32::from_bits((word >> 32) as u32), word as u32)
@@ -141,6 +156,7 @@ fn join(high: f32, low: f32) -> u64 {
     pack(high, low.to_bits())
 }
 
+#[inline]
 fn halves(word: u64) -> (f32, f32) {
     let (high, low) = unpack(word);
     (high, f32::from_bits(low))
@@ -158,7 +174,7 @@ mod tests {
     #[test]
     fn nothing_is_known_before_the_first_sample() {
         let rates = Rates::default();
-        assert_eq!(rates.prefill_tokens_per_second(), None);
+        assert_eq!((rates.prefill_tokens_per_second(), rates.prefill_seconds_per_token()), (None, 0.0));
         assert_eq!(rates.ttft_seconds(), None);
         assert_eq!(rates.gap_seconds(), None);
         assert_eq!(rates.error_rate(at(0)), 0.0);
@@ -175,6 +191,7 @@ mod tests {
             rates.observe_ttft(0, Duration::from_millis(20));
         }
         assert!(is_near(rates.prefill_tokens_per_second(), 8_000.0));
+        assert!(is_near(Some(1.0 / f64::from(rates.prefill_seconds_per_token())), 8_000.0));
         for _ in 0..60 {
             rates.observe_ttft(4_000, Duration::from_secs(2));
         }

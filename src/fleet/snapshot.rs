@@ -1,10 +1,10 @@
 //! What requests see of the fleet.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
 
 use smg_base::{ModelId, Timestamp, WorkerId, map::StableMap};
 
-use crate::{ModelCard, Worker};
+use crate::{ModelCard, Worker, WorkerState};
 
 /// The fleet as it was at one moment. Nothing in it changes but the atomics of [`crate::WorkerState`].
 #[derive(Debug)]
@@ -28,6 +28,22 @@ pub struct Pool {
     /// What they say of the model: the longest context, and of everything else the first word. Its aliases are the
     /// names that lead here, configured ones included.
     pub card: ModelCard,
+    members: Vec<Member>,
+}
+
+/// What every decision looks at of a worker, side by side with the others': a [`Worker`] is too large to look at each.
+#[derive(Debug)]
+pub struct Member {
+    /// The worker's id.
+    pub id: WorkerId,
+    /// What changes while it works.
+    pub state: Arc<WorkerState>,
+    /// Its priority.
+    pub priority: u32,
+    /// Its share of the traffic relative to others.
+    pub share: f32,
+    /// How many requests it runs at once, if that is known and not zero.
+    pub running_max: Option<NonZeroU32>,
 }
 
 impl Pool {
@@ -39,7 +55,14 @@ impl Pool {
         for said in workers.iter().flat_map(|worker| worker.models()).filter(|said| said.id == model) {
             card.merge(said);
         }
-        Self { model, workers, card }
+        let members = workers.iter().map(|worker| Member::of(worker)).collect();
+        Self { model, workers, card, members }
+    }
+
+    /// What decisions look at of the workers, in their order.
+    #[inline]
+    pub fn members(&self) -> &[Member] {
+        &self.members
     }
 
     /// Whether this is the pool of one model.
@@ -50,6 +73,19 @@ impl Pool {
     /// How many of the workers may be used now.
     pub fn available(&self, now: Timestamp) -> usize {
         self.workers.iter().filter(|worker| worker.is_available(now)).count()
+    }
+}
+
+impl Member {
+    #[expect(clippy::cast_possible_truncation, reason = "a share needs no more than seven digits")]
+    fn of(worker: &Worker) -> Self {
+        Self {
+            id: worker.id,
+            state: Arc::clone(&worker.state),
+            priority: worker.spec.priority,
+            share: worker.share() as f32,
+            running_max: worker.max_running_requests().and_then(NonZeroU32::new),
+        }
     }
 }
 

@@ -7,11 +7,10 @@
 
 use parking_lot::{Mutex, RwLock};
 use smg_base::{Random, Timestamp};
-use smg_fleet::Pool;
 
 use crate::{
     PolicyConfig, Reason,
-    candidates::Candidates,
+    candidates::{Candidate, Candidates},
     pick::{self, Choice},
 };
 
@@ -60,22 +59,17 @@ impl Buckets {
     #[expect(clippy::cast_precision_loss, reason = "sizes for a comparison")]
     pub(crate) fn pick(
         &self,
-        pool: &Pool,
-        candidates: &Candidates,
+        candidates: &Candidates<'_>,
         bytes: u64,
         bytes_per_token: f64,
         random: &dyn Random,
     ) -> Choice {
-        let load = |position: u32| {
-            let tokens = pool.workers[position as usize].pending_tokens();
-            tokens as f64 * bytes_per_token
-        };
-        let loads = candidates.iter().map(|candidate| load(candidate.position));
+        let load = |candidate: Candidate<'_>| candidate.state().pending_tokens() as f64 * bytes_per_token;
+        let loads = candidates.iter().map(load);
         let (least, most) =
             loads.fold((f64::INFINITY, 0.0_f64), |(least, most), load| (least.min(load), most.max(load)));
         if most - least > self.difference_min && most > self.ratio_min * least {
-            let least =
-                pick::least(candidates, random, |_, candidate| load(candidate.position) / f64::from(candidate.share));
+            let least = pick::least(candidates, random, |candidate| load(candidate) / f64::from(candidate.share));
             return least.because(Reason::Rebalanced);
         }
         let point = self.place(bytes, random) * candidates.shares();

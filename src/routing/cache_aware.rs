@@ -7,13 +7,13 @@
 //! conversations spread.
 
 use smg_base::{Random, hash};
-use smg_fleet::{Pool, Worker};
-use smg_prefix::{CHUNK_TOKENS, Found, Held, Space};
+use smg_fleet::Worker;
+use smg_prefix::{CHUNK_TOKENS, Found, Space};
 
 use crate::{
     Ask, PolicyConfig, Reason, Seen,
     candidates::{Candidate, Candidates},
-    cost::{Cost, Costs, Estimate, Prompt},
+    cost::{Cached, Costs, Estimate},
     known::{Known, Source},
     pick::{Choice, Rendezvous},
 };
@@ -45,28 +45,24 @@ impl CacheAware {
     }
 
     /// Chooses; leaves what it weighed in `costs`.
-    pub(crate) fn pick(&self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>, costs: &mut Costs) -> Choice {
+    pub(crate) fn pick(&self, candidates: &Candidates<'_>, ask: &Ask<'_>, costs: &mut Costs) -> Choice {
         let mut found = Found::default();
         if let Some(prompt) = ask.prompt.filter(|prompt| !prompt.chunks.is_empty()) {
-            let workers = candidates.iter().map(|candidate| candidate.id);
+            let workers = candidates.iter().map(|candidate| candidate.member.id);
             self.known(prompt.space).lookup(&prompt.chunks, workers, ask.now, &mut found);
         }
-        let tokens_per_chunk = self.tokens_per_chunk(ask);
-        let prompt = |index: usize| {
-            let held = found.holders.get(index).copied().unwrap_or_default();
-            prompt(ask.input_tokens, held, tokens_per_chunk)
-        };
-        self.estimate.costs(pool, candidates, ask.now, prompt, costs);
-        let good = candidates.iter().zip(&costs.list).filter(|(_, cost)| cost.total <= costs.limit);
+        let cached = Cached { holders: &found.holders, tokens_per_chunk: self.tokens_per_chunk(ask) };
+        self.estimate.costs(candidates, ask, cached, costs);
+        let limit = costs.limit;
+        let good = candidates.iter().zip(&costs.totals).filter(|(_, total)| **total <= limit);
         let Some(key) = affinity(ask).or(found.branch) else {
             let chosen = cheaper_of_two(good, ask.random).unwrap_or_else(|| candidates.at(0));
             return chosen.because(Reason::CacheUnkeyed);
         };
         let placed = Rendezvous::new(key, candidates).best(good.map(|(candidate, _)| candidate));
         let chosen = placed.unwrap_or_else(|| candidates.at(0));
-        let hit =
-            candidates.index_of(chosen.position as usize).is_some_and(|index| costs.list[index].matched_tokens > 0);
-        chosen.because(if hit { Reason::CacheHit } else { Reason::CachePlaced })
+        let is_hit = costs.of(chosen.index).is_some_and(|cost| cost.matched_tokens > 0);
+        chosen.because(if is_hit { Reason::CacheHit } else { Reason::CachePlaced })
     }
 
     /// The request went to `worker`: its cache will hold the prompt.
@@ -111,13 +107,13 @@ impl CacheAware {
         }
     }
 
+    /// How many chunks of a space `worker` is taken to have room for.
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "an estimate of a positive number"
     )]
-    /// How many chunks of a space `worker` is taken to have room for.
     pub(crate) fn capacity_chunks(&self, worker: &Worker, space: Space, bytes_per_token: f64) -> u64 {
         let tokens = worker.kv_capacity_tokens().unwrap_or(self.default_capacity_tokens);
         if space == Space::Tokens {
@@ -133,23 +129,11 @@ fn affinity(ask: &Ask<'_>) -> Option<u64> {
     ask.routing_key.map(|key| hash::stable64(key.as_bytes())).or(ask.session)
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "an estimate of a positive number"
-)]
-fn prompt(input_tokens: u64, held: Held, tokens_per_chunk: f32) -> Prompt {
-    let input_tokens = input_tokens as f32;
-    let matched = (held.chunks as f32 * tokens_per_chunk).min(input_tokens);
-    Prompt { uncached_tokens: input_tokens - matched * held.trust, matched_tokens: matched as u32 }
-}
-
 /// Draws two, by share, and takes the cheaper.
 fn cheaper_of_two<'a>(
-    good: impl Iterator<Item = (Candidate, &'a Cost)> + Clone,
+    good: impl Iterator<Item = (Candidate<'a>, &'a f32)> + Clone,
     random: &dyn Random,
-) -> Option<Candidate> {
+) -> Option<Candidate<'a>> {
     let shares: f64 = good.clone().map(|(candidate, _)| f64::from(candidate.share)).sum();
     let draw = || {
         let mut point = random.unit() * shares;
@@ -160,5 +144,5 @@ fn cheaper_of_two<'a>(
         drawn.or_else(|| good.clone().next())
     };
     let (one, other) = (draw()?, draw()?);
-    Some(if other.1.total < one.1.total { other.0 } else { one.0 })
+    Some(if other.1 < one.1 { other.0 } else { one.0 })
 }

@@ -1,17 +1,15 @@
 //! Who takes part in a choice.
 
-use std::cmp::Ordering;
-
 use smallvec::SmallVec;
-use smg_base::WorkerId;
-use smg_fleet::{Pool, Worker};
+use smg_fleet::{Member, Pool, Way, Worker, WorkerState};
 
 use crate::{Ask, NoChoice, Standing, explain::Counts};
 
 /// The workers of a pool that can take a request: of the highest priority there is among them, by ascending id.
 #[derive(Debug, Default)]
-pub(crate) struct Candidates {
-    list: SmallVec<[Candidate; 128]>,
+pub(crate) struct Candidates<'a> {
+    members: &'a [Member],
+    list: SmallVec<[Place; 128]>,
     /// Sum of all shares.
     shares: f64,
     /// Whether all shares are equal, so that the policies need not divide.
@@ -20,15 +18,34 @@ pub(crate) struct Candidates {
     pub(crate) counts: Counts,
 }
 
+/// What is kept of one: little, because it is written for every worker in every decision.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    position: u32,
+    share: f32,
+    way: Way,
+}
+
 /// One of them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Candidate {
-    /// Its id, kept here because to look at a worker is to miss the processor's cache.
-    pub(crate) id: WorkerId,
+pub(crate) struct Candidate<'a> {
+    pub(crate) member: &'a Member,
+    /// Its place among the candidates.
+    pub(crate) index: usize,
     /// Its place in the pool.
     pub(crate) position: u32,
     /// Its share of the traffic, relative to the others'; positive.
     pub(crate) share: f32,
+    /// How a request would get there.
+    pub(crate) way: Way,
+}
+
+impl Candidate<'_> {
+    /// What changes while it works.
+    #[inline]
+    pub(crate) fn state(&self) -> &WorkerState {
+        &self.member.state
+    }
 }
 
 /// Whether to ask of each worker if it offers what the request needs. That is slow where engines list their paths, and
@@ -40,39 +57,45 @@ pub(crate) enum Offers {
     Checked,
 }
 
-impl Candidates {
-    /// Those of `pool` that can take what `ask` asks for.
-    pub(crate) fn gather(pool: &Pool, ask: &Ask<'_>, offers: Offers) -> Result<Self, NoChoice> {
-        let mut these = Self { equal: true, ..Self::default() };
+impl<'a> Candidates<'a> {
+    /// Finds those of `pool` that can take what `ask` asks for.
+    pub(crate) fn gather(&mut self, pool: &'a Pool, ask: &Ask<'_>, offers: Offers) -> Result<(), NoChoice> {
+        self.members = pool.members();
+        self.list.clear();
+        self.counts = Counts::default();
         let mut priority = 0;
-        for (worker, position) in pool.workers.iter().zip(0_u32..) {
-            let standing = standing(worker, ask, offers);
-            if standing != Standing::Considered {
-                these.counts.leave_out(standing);
-                continue;
-            }
-            match worker.spec.priority.cmp(&priority) {
-                Ordering::Less => {
-                    these.counts.lower_priority += 1;
+        for (member, position) in self.members.iter().zip(0_u32..) {
+            let way = match member.state.way(ask.relaying, ask.now) {
+                Some(way) if ask.excluded.is_empty() && offers == Offers::Assumed => way,
+                way => match standing_by(way, &pool.workers[position as usize], ask, offers) {
+                    (Standing::Considered, Some(way)) => way,
+                    (standing, _) => {
+                        self.counts.leave_out(standing);
+                        continue;
+                    }
+                },
+            };
+            if member.priority != priority {
+                if member.priority < priority {
+                    self.counts.lower_priority += 1;
                     continue;
                 }
-                Ordering::Equal => {}
-                Ordering::Greater => {
-                    priority = worker.spec.priority;
-                    these.counts.lower_priority += these.list.len();
-                    these.list.clear();
-                    (these.shares, these.equal) = (0.0, true);
-                }
+                priority = member.priority;
+                self.counts.lower_priority += self.list.len();
+                self.list.clear();
             }
-            these.push(worker, position);
+            self.list.push(Place { position, share: member.share, way });
         }
-        these.counts.considered = these.list.len();
-        if these.list.is_empty() { Err(these.nobody(pool)) } else { Ok(these) }
+        self.counts.considered = self.list.len();
+        self.weigh();
+        if self.list.is_empty() { Err(self.nobody(pool)) } else { Ok(()) }
     }
 
     /// Them, by ascending id.
-    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = Candidate> + Clone {
-        self.list.iter().copied()
+    #[inline]
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = Candidate<'a>> + Clone {
+        let members = self.members;
+        self.list.iter().enumerate().map(move |(index, place)| place.candidate(members, index))
     }
 
     /// How many there are; never zero.
@@ -81,13 +104,8 @@ impl Candidates {
     }
 
     /// One of them.
-    pub(crate) fn at(&self, index: usize) -> Candidate {
-        self.list[index]
-    }
-
-    /// The index of the one with this place in the pool.
-    pub(crate) fn index_of(&self, position: usize) -> Option<usize> {
-        self.list.binary_search_by_key(&position, |candidate| candidate.position as usize).ok()
+    pub(crate) fn at(&self, index: usize) -> Candidate<'a> {
+        self.list[index].candidate(self.members, index)
     }
 
     /// Sum of all shares; positive.
@@ -106,12 +124,14 @@ impl Candidates {
         self.equal
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "a share needs no more than seven digits")]
-    fn push(&mut self, worker: &Worker, position: u32) {
-        let share = worker.share() as f32;
-        self.equal &= self.list.first().is_none_or(|first| first.share.to_bits() == share.to_bits());
-        self.shares += f64::from(share);
-        self.list.push(Candidate { id: worker.id, position, share });
+    #[expect(clippy::cast_precision_loss, reason = "a number of workers")]
+    fn weigh(&mut self) {
+        let first = self.list.first().map_or(1.0, |first| first.share);
+        self.equal = self.list.iter().all(|place| place.share.to_bits() == first.to_bits());
+        self.shares = match self.equal {
+            true => f64::from(first) * self.list.len() as f64,
+            false => self.list.iter().map(|place| f64::from(place.share)).sum(),
+        };
     }
 
     fn nobody(&self, pool: &Pool) -> NoChoice {
@@ -127,9 +147,22 @@ impl Candidates {
     }
 }
 
+impl Place {
+    #[inline]
+    fn candidate(self, members: &[Member], index: usize) -> Candidate<'_> {
+        let Self { position, share, way } = self;
+        Candidate { member: &members[position as usize], index, position, share, way }
+    }
+}
+
 /// Whether `worker` can take the request, priorities aside.
 pub(crate) fn standing(worker: &Worker, ask: &Ask<'_>, offers: Offers) -> Standing {
-    if !worker.can_take(ask.relaying, ask.now) {
+    standing_by(worker.state.way(ask.relaying, ask.now), worker, ask, offers).0
+}
+
+/// The same where it is known which way the request would take, if any.
+fn standing_by(way: Option<Way>, worker: &Worker, ask: &Ask<'_>, offers: Offers) -> (Standing, Option<Way>) {
+    let standing = if way.is_none() {
         Standing::Unavailable
     } else if ask.excluded.contains(&worker.id) {
         Standing::Excluded
@@ -137,5 +170,6 @@ pub(crate) fn standing(worker: &Worker, ask: &Ask<'_>, offers: Offers) -> Standi
         Standing::NotOffered
     } else {
         Standing::Considered
-    }
+    };
+    (standing, way)
 }

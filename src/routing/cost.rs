@@ -15,10 +15,11 @@ use std::time::Duration;
 use serde::Serialize;
 use smallvec::SmallVec;
 use smg_base::Timestamp;
-use smg_fleet::{Pool, Worker};
+use smg_fleet::WorkerState;
+use smg_prefix::Held;
 
 use crate::{
-    PolicyConfig,
+    Ask, PolicyConfig,
     candidates::{Candidate, Candidates},
 };
 
@@ -49,19 +50,61 @@ pub(crate) struct Cost {
     pub(crate) matched_tokens: u32,
 }
 
-/// What the candidates cost, in their order.
+/// What the candidates cost, in their order. Sums are kept for all of them, and from what they were made; the parts are worked
+/// out again for the few of which they are told.
 #[derive(Debug, Default)]
 pub(crate) struct Costs {
-    pub(crate) list: SmallVec<[Cost; 128]>,
+    works: SmallVec<[Work; 128]>,
+    pub(crate) totals: SmallVec<[f32; 128]>,
     /// Up to this, a candidate is as good as the best.
     pub(crate) limit: f32,
 }
 
-/// The part of a prompt that a candidate has to prefill, and the part it is taken to have cached.
+/// What the candidates' caches hold of a prompt.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Prompt {
-    pub(crate) uncached_tokens: f32,
-    pub(crate) matched_tokens: u32,
+pub(crate) struct Cached<'a> {
+    /// By candidate; empty if none holds anything.
+    pub(crate) holders: &'a [Held],
+    pub(crate) tokens_per_chunk: f32,
+}
+
+/// The two halves of the candidates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Among {
+    /// As good as the best.
+    TheGood,
+    TheOthers,
+}
+
+impl Costs {
+    /// What one candidate costs, if they were compared by that.
+    pub(crate) fn of(&self, index: usize) -> Option<Cost> {
+        let (work, total) = (self.works.get(index)?, *self.totals.get(index)?);
+        let terms = Terms {
+            path: work.path,
+            queue: work.pending_tokens * work.seconds_per_token + work.wait,
+            prefill: work.uncached_tokens * work.seconds_per_token,
+            decode: work.decode,
+            kv: work.kv,
+            error: work.error,
+        };
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of tokens")]
+        let matched_tokens = work.matched_tokens as u32;
+        Some(Cost { terms, total, matched_tokens })
+    }
+
+    /// In which half a candidate is.
+    pub(crate) fn among(&self, index: usize) -> Among {
+        match self.totals.get(index) {
+            Some(total) if *total <= self.limit => Among::TheGood,
+            _ => Among::TheOthers,
+        }
+    }
+}
+
+impl Cached<'_> {
+    /// Nothing.
+    pub(crate) const NONE: Self = Self { holders: &[], tokens_per_chunk: 0.0 };
 }
 
 /// Estimates costs.
@@ -83,8 +126,6 @@ const ENGINE_AGE_MAX: Duration = Duration::from_secs(60);
 const ANSWER_TOKENS: f32 = 256.0;
 /// Seconds taken between two tokens of an answer as long as none were measured.
 const DEFAULT_GAP_SECONDS: f32 = 0.02;
-/// How full a KV cache is taken to be at most: the wall has a finite height.
-const KV_USAGE_MAX: f32 = 0.999;
 /// Bounds of a measured rate, tokens per second: one request that measured nonsense must not decide for ever.
 const RATE_MIN: f32 = 50.0;
 const RATE_MAX: f32 = 1e7;
@@ -113,103 +154,127 @@ impl Estimate {
         }
     }
 
-    /// The cost of each candidate, given, by its index, what it would have to prefill.
-    pub(crate) fn costs(
-        &self,
-        pool: &Pool,
-        candidates: &Candidates,
-        now: Timestamp,
-        prompt: impl Fn(usize) -> Prompt,
-        costs: &mut Costs,
-    ) {
-        let work = |candidate: Candidate| self.work_at(&pool.workers[candidate.position as usize], now);
-        let works: SmallVec<[Work; 128]> = candidates.iter().map(work).collect();
-        let unmeasured = self.seconds_per_token_of_the_unmeasured(&works);
-        let mean_share = candidates.mean_share();
+    /// The cost of each candidate.
+    pub(crate) fn costs(&self, candidates: &Candidates<'_>, ask: &Ask<'_>, cached: Cached<'_>, costs: &mut Costs) {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let input_tokens = ask.input_tokens as f32;
+        let engine_since = ask.now - ENGINE_AGE_MAX;
+        costs.works.clear();
+        costs.works.extend(
+            candidates.iter().map(|candidate| Work {
+                uncached_tokens: input_tokens,
+                ..self.work_at(candidate, engine_since, ask.now)
+            }),
+        );
+        credit(&mut costs.works, input_tokens, cached);
+        self.assume_rates(&mut costs.works);
+        costs.totals.clear();
+        costs.totals.extend(costs.works.iter().map(Work::own));
+        if !candidates.are_equal() {
+            let mean_share = candidates.mean_share();
+            for (total, candidate) in costs.totals.iter_mut().zip(candidates.iter()) {
+                *total *= mean_share / candidate.share;
+            }
+        }
         let mut best = f32::INFINITY;
-        costs.list.clear();
-        costs.list.extend(works.iter().zip(candidates.iter()).enumerate().map(|(index, (work, candidate))| {
-            let prompt = prompt(index);
-            let seconds_per_token = if work.rate > 0.0 { 1.0 / work.rate } else { unmeasured };
-            let terms = Terms {
-                path: work.path,
-                queue: work.pending_tokens * seconds_per_token + work.wait,
-                prefill: prompt.uncached_tokens * seconds_per_token,
-                decode: work.decode,
-                kv: work.kv,
-                error: work.error,
-            };
-            let own = terms.queue + terms.prefill + terms.decode;
-            let own = if candidates.are_equal() { own } else { own * mean_share / candidate.share };
-            let total = own + terms.kv + terms.error + terms.path;
-            best = best.min(total);
-            Cost { terms, total, matched_tokens: prompt.matched_tokens }
-        }));
+        for (total, work) in costs.totals.iter_mut().zip(&costs.works) {
+            *total += work.kv + work.error + work.path;
+            best = best.min(*total);
+        }
         costs.limit = best + self.band_seconds.max(self.band_ratio * best);
     }
 
     /// Nobody knows yet how fast they are: as fast as the others, neither shunned nor swamped.
     #[expect(clippy::cast_precision_loss, reason = "a mean")]
-    fn seconds_per_token_of_the_unmeasured(&self, works: &[Work]) -> f32 {
-        let measured = works.iter().filter(|work| work.rate > 0.0).count();
-        let sum: f32 = works.iter().map(|work| work.rate).sum();
-        if measured > 0 { measured as f32 / sum } else { 1.0 / self.default_rate }
+    fn assume_rates(&self, works: &mut [Work]) {
+        if works.iter().all(|work| work.seconds_per_token > 0.0) {
+            return;
+        }
+        let measured = || works.iter().filter(|work| work.seconds_per_token > 0.0);
+        let sum: f32 = measured().map(|work| 1.0 / work.seconds_per_token).sum();
+        let assumed = if sum > 0.0 { measured().count() as f32 / sum } else { 1.0 / self.default_rate };
+        for work in works.iter_mut().filter(|work| work.seconds_per_token <= 0.0) {
+            work.seconds_per_token = assumed;
+        }
     }
 
+    #[inline]
     #[expect(clippy::cast_precision_loss, reason = "an estimate needs no more than seven digits")]
-    fn work_at(&self, worker: &Worker, now: Timestamp) -> Work {
-        let load = &worker.state.load;
-        let engine = load.engine().filter(|engine| now.since(engine.at) <= ENGINE_AGE_MAX);
-        let foreign = engine.map_or(0, |_| load.foreign_requests());
-        let foreign_waiting = engine.map_or(0, |engine| engine.waiting.min(foreign)) as f32;
-        let beyond = worker.beyond(now);
-        let active = load.in_flight().saturating_add(beyond.load.requests).saturating_add(foreign);
+    fn work_at(&self, candidate: Candidate<'_>, engine_since: Timestamp, now: Timestamp) -> Work {
+        let state = candidate.state();
+        let (load, engine) = (&state.load, state.load.look_at_engine(engine_since));
+        let beyond = state.beyond(candidate.way);
+        let active = load.in_flight().saturating_add(beyond.load.requests).saturating_add(engine.foreign);
         let pending_tokens = load.pending_tokens().saturating_add(beyond.load.pending_tokens);
-        let kv_usage = engine.map_or(0.0, |engine| engine.kv_usage.min(KV_USAGE_MAX));
+        let wait = match candidate.member.running_max {
+            Some(running_max) if running_max.get() <= active => wait_for_a_place(state, running_max.get(), active),
+            _ => 0.0,
+        };
         Work {
-            path: beyond.path_seconds,
-            rate: measured_rate(worker),
-            pending_tokens: pending_tokens as f32 + foreign_waiting * self.mean_prefill_tokens,
-            wait: wait_for_a_place(worker, active),
+            seconds_per_token: measured_speed(state),
+            pending_tokens: pending_tokens.cast_signed() as f32
+                + engine.foreign_waiting as f32 * self.mean_prefill_tokens,
+            uncached_tokens: 0.0,
+            matched_tokens: 0.0,
+            wait,
             decode: active as f32 * self.decode_seconds,
-            kv: self.kv_pressure_seconds * kv_usage / (1.0 - kv_usage),
-            error: error_rate(worker, now) * self.error_seconds,
+            path: beyond.path_seconds,
+            kv: self.kv_pressure_seconds * engine.kv_pressure,
+            error: error_rate(state, now) * self.error_seconds,
         }
     }
 }
 
-/// What a worker has to do already, read in one go.
-#[derive(Clone, Copy, Debug)]
+/// What a worker has to do already, read in one go, and what this prompt would add.
+#[derive(Clone, Copy, Debug, Default)]
 struct Work {
-    path: f32,
-    /// Prompt tokens per second; zero if not measured.
-    rate: f32,
+    /// Zero if not measured.
+    seconds_per_token: f32,
     pending_tokens: f32,
+    uncached_tokens: f32,
+    matched_tokens: f32,
     wait: f32,
     decode: f32,
+    path: f32,
     kv: f32,
     error: f32,
 }
 
-/// Prompt tokens per second; zero if not measured.
-#[expect(clippy::cast_possible_truncation, reason = "an estimate needs no more than seven digits")]
-fn measured_rate(worker: &Worker) -> f32 {
-    worker.state.rates.prefill_tokens_per_second().map_or(0.0, |rate| (rate as f32).clamp(RATE_MIN, RATE_MAX))
+impl Work {
+    /// The part of the cost that depends on the worker's strength.
+    fn own(&self) -> f32 {
+        (self.pending_tokens + self.uncached_tokens) * self.seconds_per_token + self.wait + self.decode
+    }
 }
 
+/// Takes off what caches hold: never more than there is, and as far as predictions have been borne out.
+#[expect(clippy::cast_precision_loss, reason = "an estimate")]
+fn credit(works: &mut [Work], input_tokens: f32, cached: Cached<'_>) {
+    for (work, held) in works.iter_mut().zip(cached.holders) {
+        let matched = (held.chunks as f32 * cached.tokens_per_chunk).min(input_tokens);
+        work.matched_tokens = matched;
+        work.uncached_tokens = input_tokens - matched * held.trust;
+    }
+}
+
+/// Seconds for each token of a prompt; zero if not measured.
+#[inline]
+fn measured_speed(state: &WorkerState) -> f32 {
+    let seconds = state.rates.prefill_seconds_per_token();
+    if seconds > 0.0 { seconds.clamp(1.0 / RATE_MAX, 1.0 / RATE_MIN) } else { 0.0 }
+}
+
+#[inline]
 #[expect(clippy::cast_possible_truncation, reason = "an estimate needs no more than seven digits")]
-fn error_rate(worker: &Worker, now: Timestamp) -> f32 {
-    worker.state.rates.error_rate(now) as f32
+fn error_rate(state: &WorkerState, now: Timestamp) -> f32 {
+    state.rates.error_rate(now) as f32
 }
 
 /// How long a request waits until one of those running makes place for it.
+#[cold]
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate")]
-fn wait_for_a_place(worker: &Worker, active: u32) -> f32 {
-    if active == 0 {
-        return 0.0;
-    }
-    let Some(running_max) = worker.max_running_requests().filter(|max| *max > 0 && *max <= active) else { return 0.0 };
-    let gap = worker.state.rates.gap_seconds().map_or(DEFAULT_GAP_SECONDS, |gap| gap as f32);
+fn wait_for_a_place(state: &WorkerState, running_max: u32, active: u32) -> f32 {
+    let gap = state.rates.gap_seconds().map_or(DEFAULT_GAP_SECONDS, |gap| gap as f32);
     let ahead = (active + 1 - running_max) as f32;
     ahead * gap * ANSWER_TOKENS / running_max as f32
 }
@@ -220,12 +285,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        Ask,
         candidates::Offers,
         testing::{Workers, ask, at},
     };
-
-    const NOTHING_CACHED: Prompt = Prompt { uncached_tokens: 8_000.0, matched_tokens: 0 };
 
     fn costs(workers: &Workers) -> Vec<Cost> {
         costs_at(workers, at(10))
@@ -233,13 +295,12 @@ mod tests {
 
     fn costs_at(workers: &Workers, now: Timestamp) -> Vec<Cost> {
         let random = smg_base::SplitMix::new(1);
-        let ask = Ask { now, ..ask(&random) };
+        let ask = Ask { now, input_tokens: 8_000, ..ask(&random) };
         let pool = workers.pool();
-        let candidates = Candidates::gather(&pool, &ask, Offers::Assumed).unwrap();
-        let mut costs = Costs::default();
-        let estimate = Estimate::of_caches(&PolicyConfig::default());
-        estimate.costs(&pool, &candidates, ask.now, |_| NOTHING_CACHED, &mut costs);
-        costs.list.into_vec()
+        let (mut candidates, mut costs) = (Candidates::default(), Costs::default());
+        candidates.gather(&pool, &ask, Offers::Assumed).unwrap();
+        Estimate::of_caches(&PolicyConfig::default()).costs(&candidates, &ask, Cached::NONE, &mut costs);
+        (0..candidates.len()).map(|index| costs.of(index).unwrap()).collect()
     }
 
     fn near(found: f32, expected: f32) {

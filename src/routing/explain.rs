@@ -3,14 +3,13 @@
 use serde::{Serialize, Serializer, ser::SerializeSeq};
 use smallvec::SmallVec;
 use smg_base::{PeerId, Timestamp, WorkerId};
-use smg_fleet::{Path, Pool, Worker};
+use smg_fleet::{Path, Pool, Way, Worker, WorkerState};
 
 use crate::{
     Ask, NoChoice, PolicyKind, Terms,
     candidates::{Candidate, Candidates, Offers, standing},
-    cost::{Cost, Costs},
+    cost::{Among, Cost, Costs},
     pick::Choice,
-    policy::Decision,
 };
 
 /// One decision, with the workers it was made between. It fits no more than [`Explanation::CONSIDERED_MAX`] of them: the
@@ -272,45 +271,43 @@ impl Explanation {
         for worker in &pool.workers {
             let standing = standing(worker, ask, Offers::Checked);
             self.counts.leave_out(standing);
-            self.push(Considered { standing, ..considered(worker, None, ask.now) });
+            self.push(Considered { standing, ..aside(worker, ask.now) });
         }
     }
 
     /// A worker was chosen without comparing it to others.
     pub(crate) fn settle(&mut self, worker: &Worker, reason: Reason, now: Timestamp) {
         self.decided(worker, reason);
-        self.push(considered(worker, None, now));
+        self.push(aside(worker, now));
     }
 
     /// A worker was chosen among `candidates`, by `costs` if there are any.
-    pub(crate) fn compare(&mut self, pool: &Pool, decision: &Decision, costs: &Costs, now: Timestamp) {
-        let Decision { candidates, choice: Choice { position: chosen, reason } } = decision;
-        let (chosen, reason) = (*chosen, *reason);
+    pub(crate) fn compare(&mut self, pool: &Pool, candidates: &Candidates<'_>, choice: Choice, costs: &Costs) {
         self.counts = candidates.counts;
-        self.decided(&pool.workers[chosen], reason);
-        let is_chosen = |candidate: Candidate| candidate.position as usize == chosen;
-        let cost_of = |index: usize| costs.list.get(index);
-        if let Some(index) = candidates.index_of(chosen) {
-            self.predicted_tokens = cost_of(index).map_or(0, |cost| u64::from(cost.matched_tokens));
-            self.push(considered(&pool.workers[chosen], cost_of(index), now));
-        }
-        let good = |index: usize| cost_of(index).is_some_and(|cost| cost.total <= costs.limit);
-        let mut add = |wanted: bool| {
-            for (index, candidate) in candidates.iter().enumerate() {
+        self.decided(&pool.workers[choice.position], choice.reason);
+        self.predicted_tokens = costs.of(choice.index).map_or(0, |cost| u64::from(cost.matched_tokens));
+        let considered = |candidate: Candidate<'_>| {
+            let path = match candidate.way {
+                Way::Direct => Some(PathTaken::Direct),
+                Way::Via => pool.workers[candidate.position as usize].via().map(|via| PathTaken::Via(via.peer)),
+            };
+            considered(candidate.member.id, candidate.state(), path, costs.of(candidate.index))
+        };
+        self.push(considered(candidates.at(choice.index)));
+        for wanted in [Among::TheGood, Among::TheOthers] {
+            for candidate in candidates.iter() {
                 if self.workers.len() >= Self::CONSIDERED_MAX {
                     return;
                 }
-                if good(index) == wanted && !is_chosen(candidate) {
-                    self.push(considered(&pool.workers[candidate.position as usize], cost_of(index), now));
+                if costs.among(candidate.index) == wanted && candidate.index != choice.index {
+                    self.push(considered(candidate));
                 }
             }
-        };
-        add(true);
-        add(false);
+        }
     }
 
     /// Adds those that took no part, where there is room for them.
-    pub(crate) fn others(&mut self, pool: &Pool, candidates: &Candidates, ask: &Ask<'_>) {
+    pub(crate) fn others(&mut self, pool: &Pool, candidates: &Candidates<'_>, ask: &Ask<'_>) {
         if candidates.len() == pool.workers.len() {
             return;
         }
@@ -324,7 +321,7 @@ impl Explanation {
                     Standing::Considered => Standing::LowerPriority,
                     other => other,
                 };
-                self.push(Considered { standing, ..considered(worker, None, ask.now) });
+                self.push(Considered { standing, ..aside(worker, ask.now) });
             }
         }
     }
@@ -341,14 +338,18 @@ impl Explanation {
     }
 }
 
-fn considered(worker: &Worker, cost: Option<&Cost>, now: Timestamp) -> Considered {
-    let load = &worker.state.load;
+fn aside(worker: &Worker, now: Timestamp) -> Considered {
+    considered(worker.id, &worker.state, worker.path(now).map(PathTaken::from), None)
+}
+
+fn considered(worker: WorkerId, state: &WorkerState, path: Option<PathTaken>, cost: Option<Cost>) -> Considered {
+    let load = &state.load;
     Considered {
-        worker: worker.id,
+        worker,
         standing: Standing::Considered,
-        path: worker.path(now).map(PathTaken::from),
+        path,
         in_flight: load.in_flight(),
-        peers_in_flight: worker.beyond(now).load.requests,
+        peers_in_flight: state.beyond(Way::Direct).load.requests,
         pending_tokens: load.pending_tokens(),
         matched_tokens: cost.map_or(0, |cost| cost.matched_tokens),
         seconds: cost.map(|cost| cost.terms),

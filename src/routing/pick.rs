@@ -11,18 +11,20 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub(crate) position: usize,
+    /// Its place among the candidates.
+    pub(crate) index: usize,
     pub(crate) reason: Reason,
 }
 
-impl Candidate {
+impl Candidate<'_> {
     /// The choice of this candidate.
     pub(crate) fn because(self, reason: Reason) -> Choice {
-        Choice { position: self.position as usize, reason }
+        Choice { position: self.position as usize, index: self.index, reason }
     }
 }
 
 /// One by chance, each with the probability of its share.
-pub(crate) fn chance(candidates: &Candidates, random: &dyn Random) -> Candidate {
+pub(crate) fn chance<'a>(candidates: &Candidates<'a>, random: &dyn Random) -> Candidate<'a> {
     if candidates.are_equal() {
         candidates.at(below(random, candidates.len()))
     } else {
@@ -33,7 +35,7 @@ pub(crate) fn chance(candidates: &Candidates, random: &dyn Random) -> Candidate 
 /// The one whose turn the `turn`th choice is. Equal shares take turns in order. Others are spread by the multiples of the
 /// golden ratio, which fill any interval evenly at every moment: a worker's turns never cluster (Weyl, 1916; the
 /// constant has the lowest discrepancy).
-pub(crate) fn turn(candidates: &Candidates, turn: u64) -> Candidate {
+pub(crate) fn turn<'a>(candidates: &Candidates<'a>, turn: u64) -> Candidate<'a> {
     if candidates.are_equal() {
         let index = usize::try_from(turn % candidates.len() as u64).unwrap_or(0);
         return candidates.at(index);
@@ -44,7 +46,7 @@ pub(crate) fn turn(candidates: &Candidates, turn: u64) -> Candidate {
 }
 
 /// Two different ones by chance, by index; twice the same if there is only one.
-pub(crate) fn two(candidates: &Candidates, random: &dyn Random) -> (Candidate, Candidate) {
+pub(crate) fn two<'a>(candidates: &Candidates<'a>, random: &dyn Random) -> (Candidate<'a>, Candidate<'a>) {
     let count = candidates.len();
     if count == 1 {
         return (candidates.at(0), candidates.at(0));
@@ -66,16 +68,16 @@ pub(crate) fn two(candidates: &Candidates, random: &dyn Random) -> (Candidate, C
 }
 
 /// The one with the least score. Among equals chance decides, by share.
-pub(crate) fn least(
-    candidates: &Candidates,
+pub(crate) fn least<'a>(
+    candidates: &Candidates<'a>,
     random: &dyn Random,
-    score: impl Fn(usize, Candidate) -> f64,
-) -> Candidate {
+    score: impl Fn(Candidate<'a>) -> f64,
+) -> Candidate<'a> {
     let mut best = candidates.at(0);
-    let mut best_score = score(0, best);
+    let mut best_score = score(best);
     let mut tied = f64::from(best.share);
-    for (index, candidate) in candidates.iter().enumerate().skip(1) {
-        let score = score(index, candidate);
+    for candidate in candidates.iter().skip(1) {
+        let score = score(candidate);
         if score < best_score {
             (best, best_score, tied) = (candidate, score, f64::from(candidate.share));
         } else if score <= best_score {
@@ -100,13 +102,13 @@ pub(crate) struct Rendezvous {
 }
 
 impl Rendezvous {
-    pub(crate) fn new(key: u64, candidates: &Candidates) -> Self {
+    pub(crate) fn new(key: u64, candidates: &Candidates<'_>) -> Self {
         Self { key, equal: candidates.are_equal() }
     }
 
     /// The best of `some` of the candidates.
-    pub(crate) fn best(self, some: impl Iterator<Item = Candidate>) -> Option<Candidate> {
-        let hashed = some.map(|candidate| (hash::mix(self.key, seed(candidate.id)), candidate));
+    pub(crate) fn best<'a>(self, some: impl Iterator<Item = Candidate<'a>>) -> Option<Candidate<'a>> {
+        let hashed = some.map(|candidate| (hash::mix(self.key, seed(candidate.member.id)), candidate));
         if self.equal {
             return hashed.max_by_key(|(hash, _)| *hash).map(|(_, candidate)| candidate);
         }
@@ -132,7 +134,7 @@ pub(crate) fn below(random: &dyn Random, bound: usize) -> usize {
 }
 
 /// The index of the candidate in whose stretch of the line of all shares `point` lies.
-pub(crate) fn at_share(candidates: &Candidates, point: f64) -> usize {
+pub(crate) fn at_share(candidates: &Candidates<'_>, point: f64) -> usize {
     let mut end = 0.0;
     for (index, candidate) in candidates.iter().enumerate() {
         end += f64::from(candidate.share);
