@@ -178,7 +178,7 @@ impl Swim {
             }
             self.timers.push(now + delay * factor, timer);
         }
-        self.timers.set_news(now, self.foca.updates_backlog() > 0);
+        self.timers.set_backlog(now, self.foca.updates_backlog());
     }
 
     /// News is repeated more often in a greater cluster.
@@ -248,14 +248,14 @@ impl TimerQueue {
     }
 
     /// Rounds that came due while there was no news take place when they would have taken place next.
-    fn set_news(&mut self, now: Timestamp, has_news: bool) {
-        if has_news && !self.has_news {
+    fn set_backlog(&mut self, now: Timestamp, news: usize) {
+        if news > 0 && !self.has_news {
             for (at, _) in self.rounds.iter_mut().filter(|(at, _)| *at <= now) {
                 let missed = now.since(*at).as_nanos() / self.gossip.as_nanos() + 1;
                 *at = *at + self.gossip * u32::try_from(missed).unwrap_or(u32::MAX);
             }
         }
-        self.has_news = has_news;
+        self.has_news = news > 0;
     }
 
     fn next(&self) -> Option<Timestamp> {

@@ -119,20 +119,18 @@ impl AsyncUdpSocket for Socket {
         let mut state = self.network.0.lock();
         let inbox = state.boxes.get_mut(&self.address).expect("it was made with the socket");
         inbox.waker = Some(cx.waker().clone());
-        while let Some(((at, _), _)) = inbox.coming.first_key_value() {
-            if *at > Instant::now() {
-                let mut alarm = self.alarm.lock();
-                alarm.as_mut().reset(*at);
-                if alarm.as_mut().poll(cx).is_pending() {
-                    break;
-                }
+        let Some((&(at, _), _)) = inbox.coming.first_key_value() else { return Poll::Pending };
+        if at > Instant::now() {
+            let mut alarm = self.alarm.lock();
+            alarm.as_mut().reset(at);
+            if alarm.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
             }
-            let (_, Datagram { from, bytes }) = inbox.coming.pop_first().expect("it was there");
-            buffers[0][..bytes.len()].copy_from_slice(&bytes);
-            meta[0] = RecvMeta { addr: from, len: bytes.len(), stride: bytes.len(), ecn: None, dst_ip: None };
-            return Poll::Ready(Ok(1));
         }
-        Poll::Pending
+        let (_, Datagram { from, bytes }) = inbox.coming.pop_first().expect("it was there");
+        buffers[0][..bytes.len()].copy_from_slice(&bytes);
+        meta[0] = RecvMeta { addr: from, len: bytes.len(), stride: bytes.len(), ecn: None, dst_ip: None };
+        Poll::Ready(Ok(1))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
