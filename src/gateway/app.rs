@@ -19,6 +19,7 @@ use crate::{
     explain::Explanations,
     metrics::Metrics,
     plan::{Plans, Versioned},
+    prefixes::PrefixPage,
     tokens::{PromptTokens, Tokens},
 };
 
@@ -44,6 +45,8 @@ pub struct Parts {
     pub hash_seed: u64,
     /// Who computes the tokens of prompts, if anybody does.
     pub prompt_tokens: Option<Arc<dyn PromptTokens>>,
+    /// Shows what caches hold, if somebody knows.
+    pub prefix_page: Option<PrefixPage>,
 }
 
 /// The client side of a node. Shared by all its connections; everything a request reads is a snapshot.
@@ -62,6 +65,7 @@ pub struct Gateway {
     pub(crate) affinity: Affinity,
     pub(crate) body_budget: Arc<BodyBudget>,
     pub(crate) hash_seed: u64,
+    pub(crate) prefix_page: Option<PrefixPage>,
     pub(crate) tokens: Tokens,
     settings: ArcSwap<Versioned>,
     retiring: Mutex<BTreeMap<WorkerId, Timestamp>>,
@@ -91,6 +95,7 @@ impl Gateway {
             shutdown: parts.shutdown,
             cluster: parts.cluster,
             hash_seed: parts.hash_seed,
+            prefix_page: parts.prefix_page,
             tokens: Tokens::new(parts.prompt_tokens),
         })
     }

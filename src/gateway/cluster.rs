@@ -21,6 +21,9 @@ pub trait Cluster: Send + Sync {
     /// What people call a peer.
     fn name(&self, peer: PeerId) -> Option<String>;
 
+    /// The peers that live.
+    fn peers(&self) -> Vec<PeerId>;
+
     /// What an operator may look at.
     fn page(&self, page: Page) -> BoxFuture<'static, Value>;
 

@@ -23,6 +23,7 @@ mod pipeline;
 mod plan;
 mod prefixes;
 mod prepare;
+mod questions;
 mod relay;
 mod relayed;
 mod reply;
@@ -39,6 +40,7 @@ pub use config::{
     AccessLog, AdminAccess, Config, ModelDefaults, ModelSettings, PolicySettings, Replays, RetrySettings, Settings,
     Timeouts, TraceHooks,
 };
+pub use prefixes::PrefixPage;
 pub use relayed::serve_relayed;
 pub use routes::{openapi, router, serve_probes};
 pub use shared::{KeyHash, NotAKeyHash, SharedSettings};

@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
 use smg_base::ModelId;
 use smg_routing::{Policy, PolicyKind};
 
 use crate::app::Gateway;
+
+/// What an operator may look at of what caches hold, and how that is known, in the policies given.
+pub type PrefixPage = Arc<dyn Fn(&[(ModelId, Arc<Policy>)]) -> Value + Send + Sync>;
 
 impl Gateway {
     /// Changes when a policy was built anew, which knows nothing of any cache: what is known must be fed to it again.

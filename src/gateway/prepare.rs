@@ -138,7 +138,7 @@ pub(crate) async fn prepare(
         _permit: permit,
     };
     if prepared.hop.is_none() {
-        prepared.follow(gateway, previous.as_deref());
+        prepared.follow(gateway, previous.as_deref()).await;
     }
     Ok(prepared)
 }
@@ -150,11 +150,9 @@ impl Prepared {
     }
 
     /// A follow-up goes to the worker that holds the response it builds on, unless the caller names one.
-    fn follow(&mut self, gateway: &Gateway, previous_response_id: Option<&str>) {
+    async fn follow(&mut self, gateway: &Gateway, previous_response_id: Option<&str>) {
         if let Some(id) = previous_response_id.filter(|_| self.hints.target.is_none()) {
-            let worker = gateway.affinity.worker_of(id, gateway.now());
-            let result = if worker.is_some() { "hit" } else { "miss" };
-            gateway.metrics.affinity_lookups.with_label_values(&[result]).inc();
+            let worker = gateway.worker_of_response(id).await;
             let known = worker.filter(|id| self.pool.workers.iter().any(|worker| worker.id == *id));
             self.hints.target = known.map(|id| id.to_string());
         }
@@ -238,9 +236,12 @@ pub(crate) fn find_pool<'a>(
     if snapshot.workers().is_empty() {
         return Err(Failure::new(FailureCode::NoWorkers, "no worker is registered").retry_after(Duration::from_secs(5)));
     }
-    // Engine-native endpoints do not name a model; where there is only one there is nothing to choose.
+    // Engine-native endpoints do not name a model; where there is only one there is nothing to choose. It goes by its name, under
+    // which others ask for it and its caches are known.
     if model_is_optional(endpoint, model) && snapshot.models().len() <= 1 {
-        return Ok(snapshot.any());
+        let any = snapshot.any();
+        let only = snapshot.models().next().filter(|pool| pool.workers.len() == any.workers.len());
+        return Ok(only.unwrap_or(any));
     }
     let served = served(snapshot);
     match model {
@@ -259,8 +260,11 @@ pub(crate) fn find_pool<'a>(
 fn model_is_optional(endpoint: Endpoint, model: Option<&str>) -> bool {
     use Endpoint::{Classify, Detokenize, Generate, Rerank, RerankV1, Score, Tokenize};
     let native = matches!(endpoint, Generate | Rerank | RerankV1 | Classify | Score | Tokenize | Detokenize);
-    native && model.is_none_or(|model| model == "unknown")
+    native && model.is_none_or(|model| model == NO_MODEL)
 }
+
+/// What SGLang's native endpoints say where no model is meant.
+const NO_MODEL: &str = "unknown";
 
 /// Names the served models, at most this many.
 const MODELS_NAMED_MAX: usize = 20;
@@ -278,7 +282,7 @@ fn served(snapshot: &Snapshot) -> String {
 
 /// Whether `name` led to `pool` without being the name its workers know the model by.
 pub(crate) fn is_alias(pool: &Pool, name: &str) -> bool {
-    pool.is_named() && pool.model.as_str() != name
+    pool.is_named() && pool.model.as_str() != name && name != NO_MODEL
 }
 
 fn shortened(name: &str) -> String {

@@ -23,6 +23,7 @@ use crate::{
     body::{self, Limits},
     edge::{self, Credentials},
     pipeline::{self, Received},
+    questions,
     reply::Refusal,
 };
 
@@ -91,6 +92,10 @@ async fn answer(gateway: Arc<Gateway>, peer: PeerId, request: Request<Incoming>)
     let hop = Hop::new(peer, &head.headers);
     if head.headers.contains_key(&relay::ERRAND) {
         return errand(&gateway, hop, head, body).await.unwrap_or_else(|failure| refused(&failure));
+    }
+    if head.method == Method::GET {
+        let answered = questions::answer(&gateway, head.uri.path(), &head.headers);
+        return answered.unwrap_or_else(|failure| refused(&failure));
     }
     match Endpoint::of_path(head.uri.path()).filter(|_| head.method == Method::POST) {
         Some(endpoint) => pipeline::serve_relayed(gateway, Received { endpoint, head, body }, hop).await,

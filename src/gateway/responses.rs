@@ -9,7 +9,7 @@ use axum::{
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt;
 use smg_api::Family;
-use smg_base::RequestId;
+use smg_base::{RequestId, WorkerId};
 use smg_fleet::{Path as WorkerPath, Worker};
 use smg_infer::{Failure, FailureCode};
 use smg_upstream::{Outbound, OutboundBody};
@@ -19,7 +19,7 @@ use crate::{
     access,
     app::Gateway,
     body::{self, Limits},
-    edge,
+    edge, questions,
     reply::{self, Refusal},
 };
 
@@ -100,6 +100,23 @@ fn is_id(id: &str) -> bool {
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
+impl Gateway {
+    /// The worker that answered a response id. A peer may remember what this node does not; without its answer a worker would
+    /// be asked that does not have the response.
+    pub(crate) async fn worker_of_response(&self, id: &str) -> Option<WorkerId> {
+        let own = self.affinity.worker_of(id, self.now());
+        let (result, worker) = match own {
+            Some(worker) => ("hit", Some(worker)),
+            None => match questions::responder(self, id).await {
+                Some(worker) => ("peer", Some(worker)),
+                None => ("miss", None),
+            },
+        };
+        self.metrics.affinity_lookups.with_label_values(&[result]).inc();
+        worker
+    }
+}
+
 /// One request about one stored response.
 struct Errand {
     method: Method,
@@ -113,9 +130,7 @@ impl Errand {
     async fn run(&self, gateway: &Gateway, id: &str) -> Result<Response, Failure> {
         let snapshot = gateway.fleet.snapshot().clone();
         let now = gateway.now();
-        let known = gateway.affinity.worker_of(id, now).and_then(|worker| snapshot.worker(worker).cloned());
-        let result = if known.is_some() { "hit" } else { "miss" };
-        gateway.metrics.affinity_lookups.with_label_values(&[result]).inc();
+        let known = gateway.worker_of_response(id).await.and_then(|worker| snapshot.worker(worker).cloned());
         if let Some(worker) = known {
             return self.ask(gateway, &worker).await;
         }

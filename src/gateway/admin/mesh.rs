@@ -41,6 +41,14 @@ pub(crate) async fn config(State(gateway): State<Arc<Gateway>>) -> Answer {
     page(&gateway, Page::Config).await
 }
 
+/// What caches are known to hold; there is something to see without a mesh, too.
+pub(crate) async fn prefixes(State(gateway): State<Arc<Gateway>>) -> Answer {
+    match &gateway.prefix_page {
+        Some(page) => Answer::ok(&page(&gateway.prefix_models())),
+        None => Failure::new(FailureCode::NotFound, "nobody looks after caches here").into(),
+    }
+}
+
 /// Sets a value that all nodes share.
 pub(crate) async fn set_config(
     State(gateway): State<Arc<Gateway>>,

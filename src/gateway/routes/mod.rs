@@ -101,6 +101,7 @@ routes! {
     Admin get "/mesh/workers" admin::mesh::workers, "The workers, as the nodes together see them";
     Admin get "/mesh/digest" admin::mesh::digest, "A digest and the version vector of each plane";
     Admin get "/mesh/config" admin::mesh::config, "The settings that all nodes share";
+    Admin get "/mesh/prefixes" admin::mesh::prefixes, "What workers' caches are known to hold, and from whom";
     Admin put "/mesh/config/{section}/{name}" admin::mesh::set_config, "Sets an alias, policy, sticky key or revocation on all nodes";
     Admin delete "/mesh/config/{section}/{name}" admin::mesh::delete_config, "Deletes a setting that all nodes share";
     Admin post "/mesh/drain" admin::mesh::drain, "Lets other nodes and load balancers send this node nothing more";

@@ -61,6 +61,12 @@ impl Cluster for MeshCluster {
         self.known.facts().members.get(&NodeId::from_u128(peer.0)).map(|member| member.name.clone())
     }
 
+    fn peers(&self) -> Vec<PeerId> {
+        let facts = self.known.facts();
+        let others = facts.members.values().filter(|member| !member.is_self && member.state.is_alive());
+        others.map(|member| PeerId(member.node.as_u128())).collect()
+    }
+
     fn page(&self, page: Page) -> BoxFuture<'static, Value> {
         let (known, fleet, now) = (self.known.clone(), self.fleet.clone(), self.clock.now());
         let link = self.link.clone();

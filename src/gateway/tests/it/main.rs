@@ -6,3 +6,4 @@ mod mesh;
 mod relayed;
 mod shared;
 mod support;
+mod tokens;

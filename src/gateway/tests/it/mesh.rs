@@ -54,6 +54,10 @@ impl Cluster for Notes {
         (peer == node_of("there")).then(|| "there".to_owned())
     }
 
+    fn peers(&self) -> Vec<PeerId> {
+        vec![node_of("gone"), node_of("there")]
+    }
+
     fn page(&self, page: Page) -> BoxFuture<'static, Value> {
         Box::pin(async move { json!(format!("{page:?}")) })
     }
@@ -226,4 +230,50 @@ async fn readiness_says_how_the_node_stands() {
         StatusCode::BAD_REQUEST,
         "there is nothing to take back"
     );
+}
+
+#[tokio::test]
+async fn any_node_explains_any_request() {
+    let engine = MockWorker::start(Config::default()).await.unwrap();
+    let (here, there) = (node(&Notes::new()), Node::new("there", |_| {}));
+    here.meet(&there);
+    there.adopt(&engine);
+    assert_eq!(there.chat(json!({}), &[("x-request-id", "r-1")]).await.status(), StatusCode::OK);
+    let (status, told) = ask(&here, "GET", "/explain/r-1", "").await;
+    assert_eq!((status, &told["answered_by"], &told["request_id"]), (StatusCode::OK, &json!("there"), &json!("r-1")));
+    assert_eq!(told["attempts"][0]["decision"]["workers"][0]["path"], "direct");
+    assert_eq!(ask(&here, "GET", "/explain/unknown", "").await.0, StatusCode::NOT_FOUND);
+    // Who is asked asks nobody else, and who is in no mesh has nobody to ask.
+    let alone = Node::new("alone", |_| {});
+    assert_eq!(ask(&alone, "GET", "/explain/r-1", "").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(there.explain("r-1").await.get("answered_by"), None, "its own");
+}
+
+#[tokio::test]
+async fn a_peer_knows_who_holds_a_response() {
+    let engine = async || MockWorker::start(Config::default()).await.unwrap();
+    let engines = [engine().await, engine().await];
+    let (here, there) = (node(&Notes::new()), Node::new("there", |_| {}));
+    here.meet(&there);
+    for engine in &engines {
+        let id = there.adopt(engine);
+        here.import(id, crate::support::spec(engine), &there);
+    }
+    let respond = async |node: &Node, previous: Option<&str>, request_id: &str| {
+        let body = json!({ "model": "demo", "input": "hello", "previous_response_id": previous });
+        let request = crate::support::post("/v1/responses", &body, &[("x-request-id", request_id)]);
+        let answer = node.call(request).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        json_of(answer).await["id"].as_str().expect("an id").to_owned()
+    };
+    let first = respond(&there, None, "first").await;
+    let holder = there.explain("first").await["attempts"][0]["worker"].clone();
+    for request_id in ["second", "third"] {
+        respond(&here, Some(&first), request_id).await;
+        let follow_up = here.explain(request_id).await;
+        assert_eq!(follow_up["attempts"][0]["decision"]["reason"], "target", "{follow_up}");
+        assert_eq!(follow_up["attempts"][0]["worker"], holder, "{follow_up}");
+    }
+    let count = |result: &str| here.metric(&format!("smg_router_affinity_lookups_total{{result=\"{result}\"}}"));
+    assert_eq!((count("peer"), count("hit")), (1.0, 1.0), "it is asked for once");
 }

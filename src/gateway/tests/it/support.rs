@@ -19,7 +19,7 @@ use smg_base::{Clock, PeerId, SplitMix, WorkerId};
 use smg_fleet::{
     ClusterVerdict, DirectPath, Fleet, FleetConfig, HealthConfig, Origin, ProbeDuty, Reach, Via, WorkerSpec,
 };
-use smg_gateway::{AdminAccess, Cluster, Config, Gateway, Parts, Settings, router, serve_relayed};
+use smg_gateway::{AdminAccess, Cluster, Config, Gateway, Parts, PromptTokens, Settings, router, serve_relayed};
 use smg_mock_worker::MockWorker;
 use smg_runtime::{Shutdown, SystemClock, metrics::Registrar};
 use smg_upstream::{PeerStream, Peers, Upstream};
@@ -105,6 +105,20 @@ impl Node {
 
     /// The same as part of a cluster.
     pub(crate) fn within(name: &str, cluster: Option<Arc<dyn Cluster>>, change: impl FnOnce(&mut Settings)) -> Self {
+        Self::build(name, cluster, None, change)
+    }
+
+    /// The same with somebody who computes tokens.
+    pub(crate) fn with_tokens(name: &str, tokens: Arc<dyn PromptTokens>) -> Self {
+        Self::build(name, None, Some(tokens), |_| {})
+    }
+
+    fn build(
+        name: &str,
+        cluster: Option<Arc<dyn Cluster>>,
+        prompt_tokens: Option<Arc<dyn PromptTokens>>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let id = PeerId(smg_base::hash::stable128(name.as_bytes()));
         let registrar = Registrar::new();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
@@ -124,7 +138,8 @@ impl Node {
             registrar: registrar.clone(),
             cluster,
             hash_seed: 7,
-            prompt_tokens: None,
+            prompt_tokens,
+            prefix_page: None,
         };
         let mut settings = Settings { admin_access: AdminAccess::Anyone, ..Settings::default() };
         change(&mut settings);
