@@ -19,6 +19,8 @@ pub(super) enum Verb {
     Members(Target),
     /// List the workers as the nodes together see them: who reaches them, and how this node does.
     Workers(Target),
+    /// List what workers' caches are known to hold, and from whom; also without a mesh.
+    Prefixes(Target),
     /// Make a secret for a new mesh, to be given to every node as SMG_MESH_TOKEN.
     Token,
     /// Let other nodes and load balancers send a node nothing more; it goes on serving.
@@ -41,6 +43,7 @@ pub(super) fn run(verb: &Verb) -> Result<(), Failure> {
         Verb::Status(target) => status(target),
         Verb::Members(target) => list(target, "members", &MEMBERS),
         Verb::Workers(target) => list(target, "workers", &WORKERS),
+        Verb::Prefixes(target) => list(target, "prefixes", &PREFIXES),
         Verb::Token => output::print(&format!("{}\n", smg_node::new_mesh_token().expose())),
         Verb::Drain(Drain { target, undo: false }) => ask(target, Method::POST, "drain"),
         Verb::Drain(Drain { target, undo: true }) => ask(target, Method::DELETE, "drain"),
@@ -71,6 +74,19 @@ const WORKERS: [Column; 7] = [
     ("VOTES", "votes", output::cell),
     ("HOME", "home", output::cell),
     ("DECLARED", "declared", output::cell),
+];
+
+const PREFIXES: [Column; 10] = [
+    ("WORKER", "url", output::cell),
+    ("MODEL", "model", output::cell),
+    ("OF", "space", output::cell),
+    ("KNOWN BY", "source", output::cell),
+    ("HOME", "home", output::cell),
+    ("STANDBY", "standby", output::cell),
+    ("TOLD BY", "by", output::cell),
+    ("CHUNKS", "chunks", output::cell),
+    ("DIGEST", "digest", short),
+    ("EVENTS", "events", output::cell),
 ];
 
 const PLANES: [Column; 6] = [

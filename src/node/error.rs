@@ -1,6 +1,6 @@
 //! Why a node could not start, or ended.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use smg_fleet::FleetError;
 use smg_gateway::listener::TlsError;
@@ -59,6 +59,14 @@ pub enum Error {
     /// Nothing tells under which address other nodes reach this one. Nothing was started.
     #[error("no route tells which address of this machine other nodes reach; say --mesh-advertise-host")]
     NoRoute,
+    /// The files of a tokenizer cannot be used. Nothing was started.
+    #[error("the tokenizer of {}: {reason}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The other nodes refuse this one.
     #[error("the mesh refuses this node: {0}")]
     Refused(

@@ -25,6 +25,7 @@ use crate::{
     fleet_metrics::{self, EngineLoads},
     live::Live,
     mesh::{self, Mesh},
+    prefixes::{Prefixes, prompts, seed},
     reload, settings, signals,
 };
 
@@ -51,6 +52,7 @@ struct Services {
     upstream: Upstream,
     live: Arc<Live>,
     clock: Arc<dyn Clock>,
+    prefixes: Prefixes,
     shutdown: Shutdown,
     tasks: Tasks,
 }
@@ -201,7 +203,9 @@ impl Node {
         telemetry.observe(&registrar);
         services.register(&config, &registrar);
         services.start_upkeep(&config, &registrar);
-        let mesh = mesh.map(|mesh| mesh.start(&gateway, &live, &config, &tasks));
+        let inbox = services.prefixes.inbox();
+        services.start_prefixes(&registrar);
+        let mesh = mesh.map(|mesh| mesh.start(&gateway, &live, &config, inbox, &tasks));
         let reload_metrics = reload::ReloadMetrics::new(&registrar);
         let listener_metrics = ListenerMetrics::new(&registrar);
         let serve_metrics = smg_telemetry::serve_metrics(sockets.metrics, registrar, shutdown.clone());
@@ -272,6 +276,10 @@ impl Services {
             None => upstream,
         };
         let gate = Arc::new(Gate::new(settings::admission(config), clock.clone(), registrar));
+        let hash_seed = seed::of(config, mesh.map(Mesh::others).as_ref());
+        let prefixes = Prefixes::new(hash_seed, fleet.clone(), mesh.map(Mesh::others), registrar);
+        let page = prefixes.clone();
+        let prefix_page: smg_gateway::PrefixPage = Arc::new(move |policies| page.page(policies));
         let parts = Parts {
             fleet: fleet.clone(),
             upstream: upstream.clone(),
@@ -281,8 +289,9 @@ impl Services {
             shutdown: shutdown.clone(),
             registrar: registrar.clone(),
             cluster: mesh.map(Mesh::cluster),
-            hash_seed: 0,
-            prompt_tokens: None,
+            hash_seed,
+            prompt_tokens: prompts::load(config, &clock)?,
+            prefix_page: Some(prefix_page),
         };
         let trace = telemetry.trace_hooks();
         let enabled = config.sections.tracing.enable_trace;
@@ -290,12 +299,17 @@ impl Services {
         let gateway = Gateway::new(settings::gateway_start(config, hooks), settings::gateway(config), parts);
         let live = Arc::new(Live::new(gateway.clone(), fleet.clone(), config));
         let tasks = Tasks::new(shutdown.clone());
-        Ok(Self { gateway, gate, fleet, upstream, live, clock, shutdown, tasks })
+        Ok(Self { gateway, gate, fleet, upstream, live, clock, prefixes, shutdown, tasks })
     }
 
     fn register(&self, config: &Config, registrar: &Registrar) {
         let engine_loads = if config.sections.fleet.engine_metrics { EngineLoads::Shown } else { EngineLoads::Hidden };
         fleet_metrics::register(registrar, &self.fleet, &self.gateway, self.clock.clone(), engine_loads);
+    }
+
+    fn start_prefixes(&self, registrar: &Registrar) {
+        let Self { prefixes, gateway, upstream, clock, tasks, .. } = self.clone();
+        prefixes.start(gateway, upstream, clock, registrar, &tasks);
     }
 
     /// Starts what keeps the node's view of its workers fresh, and itself tidy.
@@ -449,10 +463,12 @@ pub fn metrics_reference() -> Vec<smg_runtime::metrics::Description> {
         cluster: None,
         hash_seed: 0,
         prompt_tokens: None,
+        prefix_page: None,
     };
     let gateway = Gateway::new(smg_gateway::Config::default(), smg_gateway::Settings::default(), parts);
     fleet_metrics::register(&registrar, &fleet, &gateway, clock, EngineLoads::Shown);
     let _listener = ListenerMetrics::new(&registrar);
+    let _prefixes = Prefixes::new(0, fleet.clone(), None, &registrar);
     smg_mesh::describe(&registrar);
     let _reload = reload::ReloadMetrics::new(&registrar);
     Tasks::new(shutdown).observe(&registrar);

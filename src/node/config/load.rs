@@ -9,7 +9,7 @@ use std::{
 
 use clap::{ArgMatches, FromArgMatches, parser::ValueSource};
 use smg_base::{ModelId, Secret};
-use smg_fleet::{Origin, WorkerSpec};
+use smg_fleet::{KvEventsSpec, Origin, WorkerSpec};
 use smg_routing::PolicyKind;
 
 use super::{
@@ -359,6 +359,16 @@ fn entry(setting: &Setting, in_force: Option<&(Vec<String>, Source)>) -> Entry {
     Entry { key: setting.key(), source, value }
 }
 
+/// Where the engine of a worker of `--worker-urls` tells what its KV cache holds: by its own flag, else by the flags for all.
+fn kv_events(fleet: &super::sections::Fleet, url: &smg_fleet::WorkerUrl) -> Option<KvEventsSpec> {
+    if let Some(own) = fleet.worker_kv_events.iter().find(|one| one.worker == *url) {
+        return Some(own.spec.clone());
+    }
+    let port = fleet.kv_events_port?;
+    let replay = fleet.kv_events_replay_port.map(|port| format!("tcp://*:{port}"));
+    Some(KvEventsSpec { replay, ..KvEventsSpec::new(format!("tcp://*:{port}")) })
+}
+
 /// The workers of the flags and of the file; where both name a URL, the file says more about it.
 fn workers(sections: &Sections, values: &FileValues) -> Vec<(WorkerSpec, Origin)> {
     let fleet = &sections.fleet;
@@ -367,6 +377,7 @@ fn workers(sections: &Sections, values: &FileValues) -> Vec<(WorkerSpec, Origin)
         let mut spec = WorkerSpec::new(url.clone());
         spec.api_key = fleet.worker_api_key.clone();
         spec.runtime_type = fleet.backend;
+        spec.kv_events = kv_events(fleet, url);
         (spec, Origin::Flag)
     });
     flagged.chain(values.workers.iter().map(|(spec, _)| (spec.clone(), Origin::File))).collect()

@@ -56,6 +56,7 @@ impl Kind {
             TypeId::of::<u32>(),
             TypeId::of::<u64>(),
             TypeId::of::<usize>(),
+            TypeId::of::<std::num::NonZeroU16>(),
             TypeId::of::<std::num::NonZeroU32>(),
             TypeId::of::<std::num::NonZeroUsize>(),
         ];

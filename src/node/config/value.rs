@@ -12,6 +12,7 @@ use std::{
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use smg_base::{ByteSize, ModelId};
+use smg_fleet::{KvEventsSpec, WorkerUrl};
 
 /// The text does not read as the type of its setting; nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +32,9 @@ pub enum BadValue {
     /// Not `alias=model`.
     #[error("must be alias=model, where alias differs from model")]
     Alias,
+    /// It is no worker with an endpoint.
+    #[error("must be worker=endpoint, such as http://gpu-1:8000=tcp://gpu-1:5557")]
+    WorkerEvents,
     /// Not an origin.
     #[error("an origin is * or scheme://host[:port], without a path")]
     Origin,
@@ -161,6 +165,27 @@ impl FromStr for Alias {
             return Err(BadValue::Alias);
         }
         Ok(Self { alias: ModelId::from(alias), model: ModelId::from(model) })
+    }
+}
+
+/// Where a worker's engine tells what its KV cache holds, written worker=endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerEvents {
+    /// The worker.
+    pub worker: WorkerUrl,
+    /// Where it tells.
+    pub spec: KvEventsSpec,
+}
+
+impl FromStr for WorkerEvents {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        let (worker, endpoint) = text.rsplit_once('=').ok_or(BadValue::WorkerEvents)?;
+        let worker: WorkerUrl = worker.trim().parse().map_err(|_| BadValue::WorkerEvents)?;
+        let spec = KvEventsSpec::new(endpoint.trim());
+        spec.check(&worker).map_err(|_| BadValue::WorkerEvents)?;
+        Ok(Self { worker, spec })
     }
 }
 

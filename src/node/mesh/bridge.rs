@@ -18,7 +18,7 @@ use smg_fleet::{
     WorkerSpec,
 };
 use smg_gateway::{Gateway, Standing};
-use smg_mesh_proto::{EngineFigures, Event, Ledger, Member, NodeId, Op, Reach, Verdict, WorkerRow, WriteError};
+use smg_mesh_proto::{EngineFigures, Event, Kind, Ledger, Member, NodeId, Op, Reach, Verdict, WorkerRow, WriteError};
 use smg_runtime::{Phase, Receiver, Shutdown};
 use tokio::{
     sync::{Notify, watch},
@@ -32,7 +32,7 @@ use super::{
     shared::{self, Shared},
     spec::{self, KeyState, Told},
 };
-use crate::live::Live;
+use crate::{live::Live, prefixes::Inbox};
 
 /// Shortest time between two looks at what this node has to tell, and that while requests are in flight.
 const PACE: Duration = Duration::from_millis(100);
@@ -83,6 +83,8 @@ pub(crate) struct Parts {
     /// The machine that this node's loopback addresses mean.
     pub(crate) scope: String,
     pub(crate) declared: watch::Receiver<Declared>,
+    /// Where what is about caches goes.
+    pub(crate) prefixes: Arc<Inbox>,
 }
 
 /// The bridge.
@@ -145,7 +147,10 @@ impl Bridge {
                 },
                 Ok(()) = self.parts.declared.changed() => self.declare(),
                 Some((op, outcome)) = self.writes.next() => self.written(op, outcome),
-                () = to_tell.notified() => self.look_soon(),
+                () = to_tell.notified() => {
+                    self.parts.prefixes.nudge();
+                    self.look_soon();
+                }
                 () = sleep_until(self.look) => self.tell(),
             }
             if self.parts.known.standing() == Standing::Left {
@@ -201,6 +206,7 @@ impl Bridge {
                 self.parts.known.facts().config.insert(key, value);
             }
             Event::Refused(refusal) => self.parts.known.refuse(refusal.to_string()),
+            Event::Entry { writer, kind: Kind::Prefixes, key, value } => self.parts.prefixes.put(writer, key, value),
             Event::Entry { .. } | Event::Written { .. } | Event::Left => {}
         }
     }
@@ -211,12 +217,16 @@ impl Bridge {
             self.look_soon();
         }
         self.parts.known.stand(standing);
+        self.parts.prefixes.moved();
         tracing::info!(standing = standing.as_str(), "in the mesh");
     }
 
     fn on_member(&mut self, member: Arc<Member>) {
         let known = self.parts.known.clone();
         let before = known.facts().members.insert(member.node, member.clone());
+        if before.as_ref().is_none_or(|before| before.state != member.state) {
+            self.parts.prefixes.moved();
+        }
         if before.as_ref().is_none_or(|before| before.state != member.state) && !member.is_self {
             tracing::info!(node = member.name, state = member.state.as_str(), address = %member.address, "mesh member");
         }
@@ -347,6 +357,7 @@ impl Bridge {
             (placed, reach.home)
         };
         self.parts.fleet.set_reach(worker, reach);
+        self.parts.prefixes.moved();
         self.look_soon();
         let is_elsewhere = home.is_some_and(|home| home != self.parts.link.node());
         let source = if is_elsewhere { EngineSource::Heard } else { EngineSource::Asked };
@@ -426,6 +437,10 @@ impl Bridge {
         self.parts.fleet.to_tell().arm();
         self.tell_now();
         self.looked = Instant::now();
+        if self.reports.is_busy() {
+            // Prompts were sent that others are to be told of.
+            self.parts.prefixes.nudge();
+        }
         let waits = !self.unsettled.is_empty() || matches!(self.seeding, Seeding::At(_)) || !self.queue.is_empty();
         self.look = self.looked + if waits || self.reports.is_busy() { PACE } else { REST };
     }

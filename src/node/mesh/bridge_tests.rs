@@ -38,6 +38,7 @@ fn stage() -> Stage {
         cluster: None,
         hash_seed: 0,
         prompt_tokens: None,
+        prefix_page: None,
     };
     let gateway = Gateway::new(smg_gateway::Config::default(), smg_gateway::Settings::default(), parts);
     let flags = crate::config::Flags::default();
@@ -54,6 +55,7 @@ fn stage() -> Stage {
         clock: clock.clone(),
         scope: "here".to_owned(),
         declared: declare.subscribe(),
+        prefixes: Arc::default(),
     });
     Stage { bridge, link, fleet, known, clock, declare }
 }

@@ -28,11 +28,17 @@ use smg_upstream::Peers;
 use tokio::sync::watch;
 
 pub(crate) use bridge::Declared;
+pub(crate) use known::Known;
+pub(crate) use link::Link;
 pub(crate) use setup::{Surroundings, name, open, scope};
 pub(crate) use shared::Shared;
 
-use self::{bridge::Bridge, cluster::MeshCluster, known::Known, link::MeshPeers};
-use crate::{config::Config, live::Live};
+use self::{bridge::Bridge, cluster::MeshCluster, link::MeshPeers};
+use crate::{
+    config::Config,
+    live::Live,
+    prefixes::{Inbox, Others},
+};
 
 /// A mesh whose port is bound and that nothing drives yet.
 pub(crate) struct Mesh {
@@ -82,8 +88,20 @@ impl Mesh {
         self.cluster.clone()
     }
 
+    /// The way to the other nodes.
+    pub(crate) fn others(&self) -> Others {
+        Others { link: self.cluster.link.clone(), known: self.known.clone() }
+    }
+
     /// Starts all that belongs to the mesh.
-    pub(crate) fn start(self, gateway: &Arc<Gateway>, live: &Arc<Live>, config: &Config, tasks: &Tasks) -> Running {
+    pub(crate) fn start(
+        self,
+        gateway: &Arc<Gateway>,
+        live: &Arc<Live>,
+        config: &Config,
+        prefixes: Arc<Inbox>,
+        tasks: &Tasks,
+    ) -> Running {
         let smg_mesh::Parts { mesh, events, relayed, driver } = self.parts;
         let shutdown = tasks.shutdown().clone();
         tracing::info!(node = %mesh.node(), address = %mesh.address(), scope = self.scope, "mesh");
@@ -102,6 +120,7 @@ impl Mesh {
             clock: self.cluster.clock.clone(),
             scope: self.scope,
             declared,
+            prefixes,
         });
         let bridged = bridge.run(events, shutdown.clone());
         tasks.spawn(TaskKind::Mesh, "mesh bridge", stay(bridged, known.clone(), shutdown));

@@ -120,6 +120,7 @@ pub(crate) struct StreamReport {
 pub(crate) struct WorkerReport {
     pub(crate) worker: WorkerId,
     pub(crate) events: Events,
+    pub(crate) sources: [(Space, Source); 2],
     pub(crate) home: Option<NodeId>,
     pub(crate) standby: Option<NodeId>,
     /// Whether this node follows its events, and what came of it.
@@ -424,11 +425,20 @@ impl Plane {
         [claims, told, taken, waits].into_iter().flatten().min()
     }
 
-    /// Shows how policies know each worker, and all that they are to hold, as for a policy that knows nothing yet.
-    pub(crate) fn show(&self, visit: &mut dyn FnMut(Effect)) {
-        for (worker, watched) in &self.workers {
+    /// How many chunks there are, of all workers.
+    pub(crate) fn chunks(&self) -> usize {
+        let of = |watched: &Watched| {
+            let streams = watched.used.iter().map(|(stream, used)| self.report_of(watched, *stream, *used).chunks);
+            streams.sum::<usize>()
+        };
+        self.workers.values().map(of).sum()
+    }
+
+    /// Shows how policies know a worker, and all that they are to hold, as for a policy that knows nothing yet.
+    pub(crate) fn show(&self, worker: WorkerId, visit: &mut dyn FnMut(Effect)) {
+        if let Some(watched) = self.workers.get(&worker) {
             for (space, source) in self.sources(watched.events) {
-                visit(Effect::SetSource { worker: *worker, space, source });
+                visit(Effect::SetSource { worker, space, source });
             }
             for (stream, used) in &watched.used {
                 let mut held = |after: Option<u64>, chunks: &[u64]| {
@@ -457,6 +467,7 @@ impl Plane {
         let of = |(worker, watched): (&WorkerId, &Watched)| WorkerReport {
             worker: *worker,
             events: watched.events,
+            sources: self.sources(watched.events),
             home: watched.home,
             standby: watched.standby,
             cache: watched.cache.as_ref().map(EngineCache::stats),

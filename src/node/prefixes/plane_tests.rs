@@ -110,7 +110,6 @@ struct World {
     sides: Vec<u64>,
     ever: BTreeMap<Stream, BTreeSet<u64>>,
     now: Timestamp,
-    followers_most: usize,
     runs: u64,
 }
 
@@ -129,7 +128,6 @@ impl World {
             sides: vec![0; nodes],
             ever: BTreeMap::new(),
             now: Timestamp::ORIGIN + Duration::from_secs(60),
-            followers_most: 0,
             runs: 0,
         };
         for number in 0..nodes {
@@ -333,7 +331,7 @@ fn all_nodes_come_to_hold_what_the_homes_found_out() {
                 assert_eq!(of(node).len(), first.len(), "seed {seed}: {stream:?} on node {number}");
                 assert_eq!(of(node), first, "seed {seed}: {stream:?} on node {number}");
                 let mut shown = Reader::default();
-                node.plane.show(&mut |effect| match effect {
+                node.plane.show(stream.worker, &mut |effect| match effect {
                     Effect::Feed { stream: of, change } if of == stream => shown.apply(&change, "shown"),
                     _ => {}
                 });

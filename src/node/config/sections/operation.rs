@@ -128,16 +128,7 @@ pub struct Compatibility {
     /// No effect: several models are always served, each by the workers that have it.
     #[arg(long, hide = true)]
     pub enable_igw: bool,
-    /// No effect: workers tokenize.
-    #[arg(long, alias = "model", hide = true)]
-    pub model_path: Option<String>,
-    /// No effect: workers tokenize.
-    #[arg(long, hide = true)]
-    pub tokenizer_path: Option<String>,
-    /// No effect: workers apply chat templates.
-    #[arg(long, hide = true)]
-    pub chat_template: Option<String>,
-    /// No effect: workers tokenize.
+    /// No effect: only the files that --tokenizer-path or --model-path name are loaded.
     #[arg(long, hide = true)]
     pub disable_tokenizer_autoload: bool,
     /// No effect: a worker that does not answer yet is probed for as long as it is registered.

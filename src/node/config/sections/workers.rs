@@ -1,7 +1,7 @@
 //! Settings of the side that workers see.
 
 use std::{
-    num::{NonZeroU32, NonZeroUsize},
+    num::{NonZeroU16, NonZeroU32, NonZeroUsize},
     path::PathBuf,
     time::Duration,
 };
@@ -10,7 +10,7 @@ use clap::Args;
 use smg_base::{ByteSize, Secret};
 use smg_fleet::{Engine, WorkerUrl};
 
-use super::super::value::{Alias, seconds, some_seconds, url_path};
+use super::super::value::{Alias, WorkerEvents, seconds, some_seconds, url_path};
 
 /// Which workers and models there are. Workers with settings of their own are `[[workers]]` tables of the file,
 /// models with settings of their own `[[models]]` tables.
@@ -26,6 +26,27 @@ pub struct Fleet {
     /// The engine behind the workers of `--worker-urls`. By default it is detected.
     #[arg(long, alias = "runtime")]
     pub backend: Option<Engine>,
+    /// Where engines tell what their KV caches hold, as worker=endpoint, such as
+    /// `http://gpu-1:8000=tcp://gpu-1:5557`. An endpoint is `tcp://host:port` (vLLM, SGLang), `grpc://host:port`, or a URL below
+    /// the worker's own (TensorRT-LLM). In a file, `kv_events` of a `[[workers]]` table says more.
+    #[arg(long, value_name = "WORKER=ENDPOINT")]
+    pub worker_kv_events: Vec<WorkerEvents>,
+    /// The port at which the engines of all workers of `--worker-urls` publish what their KV caches hold, on the worker's own host.
+    #[arg(long)]
+    pub kv_events_port: Option<NonZeroU16>,
+    /// The port at which they repeat what was missed. Without it, what is missed is lost.
+    #[arg(long)]
+    pub kv_events_replay_port: Option<NonZeroU16>,
+    /// A folder with `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`, or the first of these: prompts are then
+    /// compared by their tokens, as engines do. It is used for every model.
+    #[arg(long)]
+    pub tokenizer_path: Option<PathBuf>,
+    /// The model's folder, where its tokenizer is looked for unless `--tokenizer-path` names another.
+    #[arg(long, alias = "model")]
+    pub model_path: Option<PathBuf>,
+    /// A chat template to use instead of the tokenizer's own, Jinja.
+    #[arg(long)]
+    pub chat_template: Option<PathBuf>,
     /// Further client-facing names of models, as alias=model.
     #[arg(long)]
     pub model_alias: Vec<Alias>,
