@@ -1,6 +1,7 @@
 //! One trait over prefix indexes, and what is measured of each: the same questions and events for all, in one run.
 
 use std::{
+    fs,
     hint::black_box,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
@@ -31,8 +32,9 @@ const BEYOND_CHUNKS: usize = 8;
 const QUESTIONS: u64 = 4_096;
 /// Lookups timed together: the clock costs as much as one.
 const BATCH: usize = 8;
-/// How long each kind of lookup is measured.
-const ROUND: Duration = Duration::from_millis(400);
+/// How long each kind of lookup is measured at a time, and how often.
+const ROUND: Duration = Duration::from_millis(40);
+const ROUNDS: usize = 10;
 
 /// What holds which prefix for which worker, and is told by events.
 pub trait Index: Sync {
@@ -122,7 +124,7 @@ pub struct Measured {
     pub name: &'static str,
     /// Nanoseconds of a lookup, median and 99th percentile, for each of [`ROWS`] and read-only or beside a writer.
     pub lookups: Vec<[Lookup; 2]>,
-    /// Blocks applied a second: long stretches, short ones, and short ones given up and held again.
+    /// Blocks applied a second and core: long stretches, short ones, and short ones given up and held again.
     pub applied: [f64; 3],
     /// Wrong answers among those compared with an oracle: too much, and too little.
     pub wrong: [u64; 3],
@@ -175,20 +177,53 @@ pub fn fill<I: Index>(index: &I, content: &[(usize, Vec<u64>)]) {
     index.settle();
 }
 
-/// Measures a filled index.
-pub fn measure<I: Index>(index: &I) -> Measured {
+/// A filled index, ready to be measured in turn with others.
+pub struct Entrant<'a> {
+    name: &'static str,
+    /// Times lookups of one of [`ROWS`] for a while.
+    ask: Box<dyn Fn(usize, &mut Vec<f64>) + 'a>,
+    /// Changes what is held until told to stop.
+    change: Box<dyn Fn(&AtomicBool) + Sync + 'a>,
+    events: Box<dyn Fn() -> [f64; 3] + 'a>,
+    wrong: Box<dyn Fn() -> [u64; 3] + 'a>,
+}
+
+/// Makes an index ready.
+pub fn entrant<I: Index>(index: &I) -> Entrant<'_> {
     let questions: Vec<Vec<I::Query>> = (0..ROWS.len()).map(|row| questions(index, row)).collect();
-    let alone: Vec<Lookup> = questions.iter().map(|questions| time_lookups(index, questions)).collect();
-    let done = AtomicBool::new(false);
-    let beside = std::thread::scope(|scope| {
-        scope.spawn(|| keep_changing(index, &done));
-        let beside: Vec<Lookup> = questions.iter().map(|questions| time_lookups(index, questions)).collect();
-        done.store(true, Relaxed);
-        beside
+    Entrant {
+        name: index.name(),
+        ask: Box::new(move |row, times| time_lookups(index, &questions[row], times)),
+        change: Box::new(|done| keep_changing(index, done)),
+        events: Box::new(|| [apply_long(index), apply_short(index), apply_again(index)]),
+        wrong: Box::new(|| wrong_credit(index)),
+    }
+}
+
+/// Measures indexes in turn, a little of each at a time, so that what else the machine does meets them alike.
+pub fn measure(entrants: &[Entrant<'_>]) -> Vec<Measured> {
+    let mut times = vec![vec![[Vec::new(), Vec::new()]; ROWS.len()]; entrants.len()];
+    for row in 0..ROWS.len() {
+        for _ in 0..ROUNDS {
+            for (entrant, times) in entrants.iter().zip(&mut times) {
+                let [alone, beside] = &mut times[row];
+                (entrant.ask)(row, alone);
+                let (change, done) = (&entrant.change, AtomicBool::new(false));
+                std::thread::scope(|scope| {
+                    scope.spawn(|| change(&done));
+                    (entrant.ask)(row, beside);
+                    done.store(true, Relaxed);
+                });
+            }
+        }
+    }
+    let measured = entrants.iter().zip(times).map(|(entrant, times)| Measured {
+        name: entrant.name,
+        lookups: times.into_iter().map(|modes| modes.map(Lookup::of)).collect(),
+        applied: (entrant.events)(),
+        wrong: (entrant.wrong)(),
     });
-    let lookups = alone.into_iter().zip(beside).map(|(alone, beside)| [alone, beside]).collect();
-    let applied = [apply_long(index), apply_short(index), apply_again(index)];
-    Measured { name: index.name(), lookups, applied, wrong: wrong_credit(index) }
+    measured.collect()
 }
 
 /// A table of lookups, side by side.
@@ -221,7 +256,7 @@ pub fn table_of_lookups(measured: &[Measured]) -> Table {
 pub fn table_of_events(measured: &[Measured]) -> Table {
     let columns =
         ["", "stretches of 1000", "of 4 after 128", "4 dropped, held again", "asked", "too much", "too little"];
-    let mut table = Table::new("events, millions of blocks a second; answers unlike the oracle's", &columns);
+    let mut table = Table::new("events, millions of blocks a second and core; answers unlike the oracle's", &columns);
     for one in measured {
         let mut cells = vec![one.name.to_owned()];
         cells.extend(one.applied.iter().map(|rate| format!("{:.1}", rate / 1e6)));
@@ -274,27 +309,34 @@ fn questions<I: Index>(index: &I, row: usize) -> Vec<I::Query> {
     (0..QUESTIONS).map(question).collect()
 }
 
-fn time_lookups<I: Index>(index: &I, questions: &[I::Query]) -> Lookup {
+fn time_lookups<I: Index>(index: &I, questions: &[I::Query], times: &mut Vec<f64>) {
     let mut answer = I::Answer::default();
-    let mut times = Vec::new();
-    let end = Instant::now() + ROUND;
-    for batch in questions.chunks_exact(BATCH).cycle() {
-        let start = Instant::now();
+    let mut ask = |batch: &[I::Query]| {
         for question in batch {
             index.find(black_box(question), &mut answer);
             black_box(&answer);
         }
+    };
+    // Warms up.
+    questions.chunks_exact(BATCH).for_each(&mut ask);
+    let end = Instant::now() + ROUND;
+    for batch in questions.chunks_exact(BATCH).cycle() {
+        let start = Instant::now();
+        ask(batch);
         let now = Instant::now();
         times.push((now - start).as_secs_f64() * 1e9 / BATCH as f64);
         if now > end {
             break;
         }
     }
-    // The first time round warms up.
-    let warm = (questions.len() / BATCH).min(times.len() / 2);
-    let times = &mut times[warm..];
-    times.sort_by(f64::total_cmp);
-    Lookup { median: times[times.len() / 2], p99: times[times.len() * 99 / 100] }
+}
+
+impl Lookup {
+    fn of(mut times: Vec<f64>) -> Self {
+        times.sort_by(f64::total_cmp);
+        let at = |hundredths: usize| times.get(times.len() * hundredths / 100).copied().unwrap_or(0.0);
+        Self { median: at(50), p99: at(99) }
+    }
 }
 
 /// Texts that nobody asks about, for events.
@@ -321,7 +363,7 @@ fn keep_changing<I: Index>(index: &I, done: &AtomicBool) {
 
 fn apply_long<I: Index>(index: &I) -> f64 {
     let texts: Vec<Vec<u64>> = (0..200).map(|number| other(number, 1_000)).collect();
-    let start = Instant::now();
+    let start = Work::now();
     for (text, number) in texts.iter().zip(0..) {
         index.store(holder(number), None, text);
     }
@@ -337,7 +379,7 @@ fn apply_short<I: Index>(index: &I) -> f64 {
         index.store(holder(number), None, &text[..128]);
     }
     index.settle();
-    let start = Instant::now();
+    let start = Work::now();
     for stretch in 0..STRETCHES {
         let at = 128 + 4 * stretch;
         for (text, number) in texts.iter().zip(0..) {
@@ -357,7 +399,7 @@ fn apply_again<I: Index>(index: &I) -> f64 {
     }
     index.settle();
     let ends: Vec<Vec<u64>> = texts.iter().map(|text| text[128..].iter().rev().copied().collect()).collect();
-    let start = Instant::now();
+    let start = Work::now();
     for _ in 0..ROUNDS {
         for ((text, end), number) in texts.iter().zip(&ends).zip(0..) {
             index.remove(holder(number), end);
@@ -369,8 +411,38 @@ fn apply_again<I: Index>(index: &I) -> f64 {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a rate")]
-fn rate(blocks: u64, start: Instant) -> f64 {
+fn rate(blocks: u64, start: Work) -> f64 {
     blocks as f64 / start.elapsed().as_secs_f64()
+}
+
+/// What this process has computed, on all its threads: a rate by it is one of a core, and does not count what other
+/// processes took. The time on the clock where the system does not tell.
+#[derive(Clone, Copy)]
+struct Work {
+    computed: Option<Duration>,
+    clock: Instant,
+}
+
+impl Work {
+    fn now() -> Self {
+        Self { computed: computed(), clock: Instant::now() }
+    }
+
+    fn elapsed(self) -> Duration {
+        match (self.computed, computed()) {
+            (Some(before), Some(now)) if now > before => now - before,
+            _ => self.clock.elapsed(),
+        }
+    }
+}
+
+fn computed() -> Option<Duration> {
+    let threads = fs::read_dir("/proc/self/task").ok()?;
+    let nanos = threads.filter_map(|thread| {
+        let times = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        times.split(' ').next()?.parse::<u64>().ok()
+    });
+    Some(Duration::from_nanos(nanos.sum()))
 }
 
 /// Plays events over branching texts and compares answers with a plain set of what each worker holds: how many were

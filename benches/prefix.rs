@@ -19,7 +19,7 @@ fn main() {
     println!("{}", memory(&content));
     let index = Runs::default();
     indexes::fill(&index, &content);
-    let measured = [indexes::measure(&index)];
+    let measured = indexes::measure(&[indexes::entrant(&index)]);
     println!("{}\n{}", indexes::table_of_lookups(&measured), indexes::table_of_events(&measured));
 }
 

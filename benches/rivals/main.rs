@@ -39,7 +39,7 @@ fn main() {
     let chains = filled(Chains::default, &content, &mut memory);
     let dynamo = filled(Dynamo::default, &content, &mut memory);
     println!("{memory}");
-    let measured = [indexes::measure(&smg), indexes::measure(&chains), indexes::measure(&dynamo)];
+    let measured = indexes::measure(&[indexes::entrant(&smg), indexes::entrant(&chains), indexes::entrant(&dynamo)]);
     println!("{}\n{}", indexes::table_of_lookups(&measured), indexes::table_of_events(&measured));
 }
 
