@@ -125,7 +125,7 @@ pub(crate) fn sglang_server(body: &[u8]) -> Option<SglangServer> {
 }
 
 /// Where SGLang publishes KV events, if it was told to: `kv_events_config` is JSON in a text, as it was given on the command
-/// line. Only what it binds is taken: its own host, whatever name it has for it.
+/// line. Every address of the engine's host is the worker's own.
 fn kv_events(info: &Value) -> Option<KvEventsSpec> {
     let config: Value = serde_json::from_str(info.get("kv_events_config")?.as_str()?).ok()?;
     if config.get("publisher")?.as_str()? != "zmq" {
@@ -134,8 +134,9 @@ fn kv_events(info: &Value) -> Option<KvEventsSpec> {
     let bound = |field: &str, default: Option<&str>| {
         let endpoint = config.get(field).and_then(Value::as_str).or(default)?;
         let (host, port) = endpoint.strip_prefix("tcp://")?.rsplit_once(':')?;
-        let port: u16 = port.parse().ok().filter(|_| matches!(host, "*" | "0.0.0.0" | "[::]"))?;
-        Some(format!("tcp://*:{port}"))
+        let port: u16 = port.parse().ok()?;
+        let host = if matches!(host, "0.0.0.0" | "[::]") { "*" } else { host };
+        Some(format!("tcp://{host}:{port}"))
     };
     let each_rank_publishes = info.get("enable_dp_attention").and_then(Value::as_bool) == Some(true);
     let ranks = small(info.get("dp_size")).filter(|_| each_rank_publishes).unwrap_or(1);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
-use smg_fleet::{Engine, EngineProfile, ModelCard, Worker};
+use smg_fleet::{Engine, EngineProfile, KvEndpoint, KvEventsSpec, ModelCard, Worker, WorkerUrl};
 use smg_infer::Failure;
 use tokio::time::timeout;
 
@@ -164,7 +164,7 @@ impl Detection<'_> {
         profile.kv_capacity_tokens = server.kv_capacity_tokens;
         profile.block_size = server.block_size;
         profile.max_running_requests = server.max_running_requests;
-        profile.kv_events = server.kv_events.filter(|events| events.check(&self.worker.spec.url).is_ok());
+        profile.kv_events = server.kv_events.filter(|events| is_own(events, &self.worker.spec.url));
         if profile.models.is_empty() {
             profile.models.extend(server.model.map(ModelCard::new));
         }
@@ -240,6 +240,15 @@ impl Detection<'_> {
         outbound.headers.insert(HeaderName::from_static("anthropic-version"), version);
         fetch(self.upstream, self.worker, outbound, bounds).await
     }
+}
+
+/// Whether a worker names sockets of its own host: what else it names is where it sends to, or not its to name.
+fn is_own(events: &KvEventsSpec, url: &WorkerUrl) -> bool {
+    let own = |endpoint: &KvEndpoint| matches!(endpoint, KvEndpoint::Zmq(place) if place.host() == url.host());
+    let replay = events.replay_source(url);
+    events.check(url).is_ok()
+        && events.source(url).is_ok_and(|endpoint| own(&endpoint))
+        && replay.is_ok_and(|replay| replay.as_ref().is_none_or(own))
 }
 
 fn cloud_of(host: &str) -> Option<Engine> {

@@ -367,7 +367,7 @@ pub(crate) fn mangled(corpus: &[&str], random: &SplitMix) -> Vec<u8> {
 }
 
 #[test]
-fn only_events_that_an_engine_publishes_itself_are_followed() {
+fn sglang_says_where_it_publishes() {
     let check = |config: &str, expected: Option<&str>| {
         let server = serde_json::json!({ "tokenizer_path": "m", "kv_events_config": config, "dp_size": 4 });
         let found = facts::sglang_server(server.to_string().as_bytes()).unwrap().kv_events;
@@ -379,8 +379,20 @@ fn only_events_that_an_engine_publishes_itself_are_followed() {
         r#"{"publisher":"zmq","endpoint":"tcp://0.0.0.0:7","replay_endpoint":"tcp://*:8"}"#,
         Some(r#"{"endpoint":"tcp://*:7","replay":"tcp://*:8"}"#),
     );
-    check(r#"{"publisher":"zmq","endpoint":"tcp://10.0.0.1:5557"}"#, None);
+    check(r#"{"publisher":"zmq","endpoint":"tcp://10.0.0.1:7"}"#, Some(r#"{"endpoint":"tcp://10.0.0.1:7"}"#));
     check(r#"{"publisher":"zmq","endpoint":"ipc:///x"}"#, None);
     check(r#"{"publisher":"null"}"#, None);
     check("", None);
+}
+
+#[test]
+fn a_worker_names_no_other_host_to_listen_to() {
+    let check = |endpoint: &str, replay: Option<&str>, expected: bool| {
+        let spec = KvEventsSpec { replay: replay.map(str::to_owned), ..KvEventsSpec::new(endpoint) };
+        assert_eq!(super::is_own(&spec, &"http://10.0.0.1:30000".parse().unwrap()), expected, "{endpoint} {replay:?}");
+    };
+    check("tcp://*:7", Some("tcp://*:8"), true);
+    check("tcp://10.0.0.1:7", None, true);
+    check("tcp://10.0.0.2:7", None, false);
+    check("tcp://*:7", Some("tcp://10.0.0.2:8"), false);
 }

@@ -8,6 +8,8 @@
 
 mod drain;
 mod drained;
+#[cfg(test)]
+mod engine_tests;
 mod grpc;
 mod msgpack;
 mod published;
