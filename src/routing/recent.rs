@@ -17,9 +17,14 @@ pub(crate) struct Recent {
 
 #[derive(Debug, Default)]
 struct Parts {
-    /// What was sent since `since`, and in the time before.
-    newer: Option<Arc<PrefixIndex>>,
-    older: Option<Arc<PrefixIndex>>,
+    newer: Option<Part>,
+    older: Option<Part>,
+}
+
+/// What was sent in the time after `since`.
+#[derive(Clone, Debug)]
+struct Part {
+    index: Arc<PrefixIndex>,
     since: Timestamp,
 }
 
@@ -49,7 +54,7 @@ impl Recent {
     ) {
         for part in self.parts.load().at(now) {
             let mut recent = Found::default();
-            part.lookup(chunks, workers.clone(), &mut recent);
+            part.index.lookup(chunks, workers.clone(), &mut recent);
             if recent.holders.is_empty() {
                 continue;
             }
@@ -65,78 +70,71 @@ impl Recent {
     /// How much of a prompt is remembered as sent to `worker`.
     pub(crate) fn sent(&self, chunks: &[u64], worker: WorkerId, now: Timestamp) -> Sent {
         let parts = self.parts.load();
-        let mut sent = Sent::default();
-        for (part, is_newer) in parts.at(now).zip([true, false]) {
+        let held = |part: &Part| {
             let mut found = Found::default();
-            part.lookup(chunks, std::iter::once(worker), &mut found);
-            let held = found.holders.first().map_or(0, |held| held.chunks as usize);
-            sent.chunks = sent.chunks.max(held);
-            if is_newer && parts.is_filling(now) {
-                sent.just_now = held;
-            }
-        }
-        sent
+            part.index.lookup(chunks, std::iter::once(worker), &mut found);
+            found.holders.first().map_or(0, |held| held.chunks as usize)
+        };
+        Sent { chunks: parts.at(now).map(held).max().unwrap_or(0), just_now: parts.filling(now).map_or(0, held) }
     }
 
     /// Notes that a prompt was sent to `worker`.
     pub(crate) fn insert(&self, worker: WorkerId, chunks: &[u64], now: Timestamp) {
-        let parts = self.parts.load();
-        match &parts.newer {
-            Some(newer) if parts.is_filling(now) => newer.insert(worker, chunks, u64::from(u32::MAX)),
-            _ => self.begin(now).insert(worker, chunks, u64::from(u32::MAX)),
-        }
+        let filling = self.parts.load().filling(now).cloned();
+        filling.unwrap_or_else(|| self.begin(now)).index.insert(worker, chunks, u64::from(u32::MAX));
     }
 
-    fn begin(&self, now: Timestamp) -> Arc<PrefixIndex> {
+    fn begin(&self, now: Timestamp) -> Part {
         let _one_at_a_time = self.turning.lock();
         let parts = self.parts.load();
-        if let Some(newer) = parts.newer.as_ref().filter(|_| parts.is_filling(now)) {
-            return newer.clone();
+        if let Some(part) = parts.filling(now) {
+            return part.clone();
         }
-        let newer = Arc::new(PrefixIndex::new(Self::PART_BYTES));
-        let older = parts.newer.clone().filter(|_| now.since(parts.since) < 2 * Self::PART);
-        self.parts.store(Arc::new(Parts { newer: Some(newer.clone()), older, since: now }));
-        newer
+        let part = Part { index: Arc::new(PrefixIndex::new(Self::PART_BYTES)), since: now };
+        let older = parts.newer.clone().filter(|part| part.counts(now));
+        self.parts.store(Arc::new(Parts { newer: Some(part.clone()), older }));
+        part
     }
 
     /// Drops what has had its time, while nothing is sent.
     pub(crate) fn sweep(&self, now: Timestamp) {
         let _one_at_a_time = self.turning.lock();
         let parts = self.parts.load();
-        let age = now.since(parts.since);
-        if parts.newer.is_some() && age >= 2 * Self::PART {
-            self.parts.store(Arc::default());
-        } else if parts.older.is_some() && age >= Self::PART {
-            self.parts.store(Arc::new(Parts { newer: parts.newer.clone(), older: None, since: parts.since }));
+        if parts.all().any(|part| !part.counts(now)) {
+            let rest = |part: &Option<Part>| part.clone().filter(|part| part.counts(now));
+            self.parts.store(Arc::new(Parts { newer: rest(&parts.newer), older: rest(&parts.older) }));
         }
     }
 
     pub(crate) fn forget(&self, worker: WorkerId) {
-        let parts = self.parts.load();
-        for part in [&parts.newer, &parts.older].into_iter().flatten() {
-            part.forget(worker);
-        }
+        self.parts.load().all().for_each(|part| part.index.forget(worker));
     }
 
     /// Memory in use.
     pub(crate) fn used_bytes(&self) -> usize {
-        let parts = self.parts.load();
-        [&parts.newer, &parts.older].into_iter().flatten().map(|part| part.used_bytes()).sum()
+        self.parts.load().all().map(|part| part.index.used_bytes()).sum()
     }
 }
 
 impl Parts {
-    /// Whether what is sent now goes to the newer part.
-    fn is_filling(&self, now: Timestamp) -> bool {
-        self.newer.is_some() && now.since(self.since) < Recent::PART
+    fn all(&self) -> impl Iterator<Item = &Part> {
+        self.newer.iter().chain(&self.older)
     }
 
-    /// Those that still count, the newer one first.
-    fn at(&self, now: Timestamp) -> impl Iterator<Item = &PrefixIndex> {
-        let age = now.since(self.since);
-        let newer = self.newer.as_deref().filter(|_| age < 2 * Recent::PART);
-        let older = self.older.as_deref().filter(|_| age < Recent::PART);
-        newer.into_iter().chain(older)
+    /// Those that still count.
+    fn at(&self, now: Timestamp) -> impl Iterator<Item = &Part> {
+        self.all().filter(move |part| part.counts(now))
+    }
+
+    /// The one to which belongs what is sent now.
+    fn filling(&self, now: Timestamp) -> Option<&Part> {
+        self.newer.as_ref().filter(|part| now.since(part.since) < Recent::PART)
+    }
+}
+
+impl Part {
+    fn counts(&self, now: Timestamp) -> bool {
+        now.since(self.since) < 2 * Recent::PART
     }
 }
 
@@ -169,7 +167,7 @@ mod tests {
             check(105, sent(3, 0));
             check(109, sent(3, 0));
             recent.insert(worker(), &[1, 2], at(109));
-            check(113, sent(3, 2));
+            check(113, sent(2, 2));
             check(114, sent(2, 0));
             check(118, sent(2, 0));
             check(119, sent(0, 0));

@@ -9,3 +9,4 @@ mod keys;
 mod shares;
 mod simulation;
 mod support;
+mod told;
