@@ -59,7 +59,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sim", &["mesh-proto", "base"]),
     ("fabric", &["base"]),
     ("xtask", &[]),
-    ("benches", &["api", "base", "fleet", "infer", "mesh-proto", "prefix", "routing", "runtime", "sim"]),
+    ("benches", &["api", "base", "fleet", "infer", "mesh-proto", "prefix", "routing", "runtime", "sim", "tokenizer"]),
 ];
 
 /// Arrows that only tests may use, beside those above.

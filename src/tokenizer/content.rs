@@ -21,10 +21,11 @@ impl ContentFormat {
         while let Some(list) = lists.get(next).copied() {
             next += 1;
             for statement in &statements {
-                if let Statement::Set { name, value } = statement {
-                    if is_access(value, list, None) && !lists.contains(name) {
-                        lists.push(name);
-                    }
+                if let Statement::Set { name, value } = statement
+                    && is_access(value, list, None)
+                    && !lists.contains(name)
+                {
+                    lists.push(name);
                 }
             }
         }

@@ -3,7 +3,7 @@
 
 use minijinja::{Value, value::ValueKind};
 
-use crate::{Form, content::ContentFormat, member};
+use crate::{Form, SpecialTokens, content::ContentFormat, member};
 
 /// Put after the last message where that is to be continued; all from here on is then cut off.
 pub(crate) const FINAL_MESSAGE_TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
@@ -20,14 +20,14 @@ pub struct Chat {
     /// `chat_template_kwargs`.
     pub(crate) variables: Vec<(String, Value)>,
     /// Whether the text is encoded with the tokens that begin and end one; a template writes them itself.
-    pub(crate) special_tokens: bool,
+    pub(crate) special_tokens: SpecialTokens,
 }
 
 /// A prompt that is encoded as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Prompt {
     pub(crate) text: String,
-    pub(crate) special_tokens: bool,
+    pub(crate) special_tokens: SpecialTokens,
 }
 
 /// The body holds something of which it is not known here what an engine makes of it: media, a template of its own, or what
@@ -48,7 +48,7 @@ impl Chat {
     /// there is no template.
     pub(crate) fn of_body(
         body: &[u8],
-        content_format: impl FnOnce(bool) -> Option<ContentFormat>,
+        content_format: impl FnOnce(Option<&Value>) -> Option<ContentFormat>,
     ) -> Result<Self, NotCovered> {
         let body = object(body)?;
         let add_generation_prompt = flag(&body, "add_generation_prompt")?.unwrap_or(true);
@@ -57,7 +57,7 @@ impl Chat {
             return Err(NotCovered);
         }
         let tools = tools(&body)?;
-        let format = content_format(tools.is_some()).ok_or(NotCovered)?;
+        let format = content_format(tools.as_ref()).ok_or(NotCovered)?;
         let mut chat = Self {
             messages: items(&member(&body, "messages").ok_or(NotCovered)?)?
                 .iter()
@@ -68,7 +68,7 @@ impl Chat {
             add_generation_prompt,
             continued: None,
             variables: variables(&body)?,
-            special_tokens: flag(&body, "add_special_tokens")?.unwrap_or(false),
+            special_tokens: special_tokens(&body, SpecialTokens::Left)?,
         };
         if chat.messages.is_empty() {
             return Err(NotCovered);
@@ -115,7 +115,7 @@ pub(crate) fn prompt_of(form: Form, body: &[u8]) -> Result<Prompt, NotCovered> {
         _ => given,
     };
     let text = only.as_str().ok_or(NotCovered)?.to_owned();
-    Ok(Prompt { text, special_tokens: flag(&body, "add_special_tokens")?.unwrap_or(true) })
+    Ok(Prompt { text, special_tokens: special_tokens(&body, SpecialTokens::Added)? })
 }
 
 /// The body, if it is an object and nothing in it is beyond this crate.
@@ -131,6 +131,11 @@ fn flag(body: &Value, name: &str) -> Result<Option<bool>, NotCovered> {
         Some(_) => Err(NotCovered),
         None => Ok(None),
     }
+}
+
+fn special_tokens(body: &Value, usual: SpecialTokens) -> Result<SpecialTokens, NotCovered> {
+    let added = |added| if added { SpecialTokens::Added } else { SpecialTokens::Left };
+    Ok(flag(body, "add_special_tokens")?.map_or(usual, added))
 }
 
 fn items(list: &Value) -> Result<Vec<Value>, NotCovered> {

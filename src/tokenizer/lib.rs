@@ -56,6 +56,16 @@ pub enum Form {
     Generate,
 }
 
+/// What becomes of the tokens that begin and end a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SpecialTokens {
+    /// They are added.
+    Added,
+    /// Only those are there that the text itself names.
+    #[default]
+    Left,
+}
+
 /// Why there is no tokenizer. Nothing was made.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -117,10 +127,9 @@ impl Tokenizer {
         !self.templates.is_empty()
     }
 
-    /// The ids of a text's tokens; `special` says whether those that begin and end a text are added. Nothing if the tokenizer
-    /// cannot encode it.
-    pub fn encode(&self, text: &str, special: bool) -> Option<Vec<u32>> {
-        let encoding = self.tokenizer.encode_fast(text, special).ok()?;
+    /// The ids of a text's tokens. Nothing if the tokenizer cannot encode it.
+    pub fn encode(&self, text: &str, special: SpecialTokens) -> Option<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, special == SpecialTokens::Added).ok()?;
         Some(encoding.get_ids().to_vec())
     }
 
@@ -134,7 +143,7 @@ impl Tokenizer {
     pub fn prompt_tokens(&self, form: Form, body: &[u8], now_unix_s: i64) -> Option<Vec<u32>> {
         match form {
             Form::Chat => {
-                let template_of = |has_tools| self.templates.of(has_tools).map(ChatTemplate::content_format);
+                let template_of = |tools: Option<&Value>| self.templates.of(tools).map(ChatTemplate::content_format);
                 let chat = Chat::of_body(body, template_of).ok()?;
                 let text = self.render_chat(&chat, now_unix_s).ok()?;
                 self.encode(&text, chat.special_tokens)

@@ -129,14 +129,14 @@ impl Dumps {
             ValueKind::String => self.string(value.as_str().unwrap_or_default(), out),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items: Vec<Value> = value.try_iter()?.collect();
-                self.list('[', ']', depth, items.len(), out, |index, out| self.value(&items[index], depth + 1, out))?;
+                self.list(['[', ']'], depth, items.len(), out, |index, out| self.value(&items[index], depth + 1, out))?;
             }
             ValueKind::Map => {
                 let mut keys: Vec<Value> = value.try_iter()?.collect();
                 if self.sort_keys {
                     keys.sort();
                 }
-                self.list('{', '}', depth, keys.len(), out, |index, out| {
+                self.list(['{', '}'], depth, keys.len(), out, |index, out| {
                     self.name(&keys[index], out)?;
                     out.push_str(&self.separators.1);
                     self.value(&value.get_item(&keys[index])?, depth + 1, out)
@@ -152,8 +152,7 @@ impl Dumps {
 
     fn list(
         &self,
-        open: char,
-        close: char,
+        [open, close]: [char; 2],
         depth: usize,
         length: usize,
         out: &mut String,

@@ -64,12 +64,12 @@ impl Templates {
     }
 
     /// The template for chats with tools or without.
-    pub(crate) fn of(&self, has_tools: bool) -> Option<&ChatTemplate> {
-        self.with_tools.as_ref().filter(|_| has_tools).or(self.usual.as_ref())
+    pub(crate) fn of(&self, tools: Option<&Value>) -> Option<&ChatTemplate> {
+        self.with_tools.as_ref().filter(|_| tools.is_some()).or(self.usual.as_ref())
     }
 
     pub(crate) fn for_chat(&self, chat: &Chat) -> Option<&ChatTemplate> {
-        self.of(chat.tools.is_some())
+        self.of(chat.tools.as_ref())
     }
 }
 

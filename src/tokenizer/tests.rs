@@ -29,14 +29,22 @@ fn texts_are_encoded_as_the_library_encodes_them() {
     let tokenizer = with_template(TEMPLATE);
     for case in EXPECTED["encoded"].as_array().unwrap() {
         let (text, special) = (case["text"].as_str().unwrap(), case["special"].as_bool().unwrap());
-        assert_eq!(tokenizer.encode(text, special), Some(ids(case)), "{text:?} {special}");
+        assert_eq!(
+            tokenizer.encode(text, if special { SpecialTokens::Added } else { SpecialTokens::Left }),
+            Some(ids(case)),
+            "{text:?} {special}"
+        );
         let body = json!({ "prompt": text, "add_special_tokens": special, "max_tokens": 3 }).to_string();
         assert_eq!(tokenizer.prompt_tokens(Form::Completion, body.as_bytes(), 0), Some(ids(case)));
         let body = json!({ "text": [text], "add_special_tokens": special }).to_string();
         assert_eq!(tokenizer.prompt_tokens(Form::Generate, body.as_bytes(), 0), Some(ids(case)));
     }
     let usual = tokenizer.prompt_tokens(Form::Completion, br#"{"prompt":"hello"}"#, 0);
-    assert_eq!(usual, tokenizer.encode("hello", true), "special tokens are added unless the caller says no");
+    assert_eq!(
+        usual,
+        tokenizer.encode("hello", SpecialTokens::Added),
+        "special tokens are added unless the caller says no"
+    );
 }
 
 #[test]
@@ -46,7 +54,7 @@ fn chats_are_rendered_and_encoded_as_the_library_does_it() {
     for case in EXPECTED["rendered"].as_array().unwrap() {
         let tokenizer = if case["template"] == "chat" { &usual } else { &parts };
         let body = case["body"].as_str().unwrap().as_bytes();
-        let format = |has_tools| tokenizer.templates.of(has_tools).map(ChatTemplate::content_format);
+        let format = |tools: Option<&Value>| tokenizer.templates.of(tools).map(ChatTemplate::content_format);
         let chat = Chat::of_body(body, format).unwrap();
         assert_eq!(tokenizer.render_chat(&chat, 0).unwrap(), case["text"].as_str().unwrap(), "{}", case["name"]);
         assert_eq!(tokenizer.prompt_tokens(Form::Chat, body, 0), Some(ids(case)), "{}", case["name"]);
@@ -98,7 +106,7 @@ fn a_template_of_a_caller_or_without_end_costs_little() {
 #[test]
 fn long_prompts_have_fuel_enough() {
     let tokenizer = with_template(TEMPLATE);
-    let message = |index: usize| json!({ "role": if index % 2 == 0 { "user" } else { "assistant" }, "content": "hello world ".repeat(100) });
+    let message = |index: usize| json!({ "role": if index.is_multiple_of(2) { "user" } else { "assistant" }, "content": "hello world ".repeat(100) });
     let body = json!({ "messages": (0..1_000).map(message).collect::<Vec<_>>() });
     assert!(chat(&tokenizer, &body).is_some_and(|ids| ids.len() > 100_000));
 }
@@ -133,7 +141,7 @@ fn templates_come_from_the_file_before_the_configuration_and_tools_may_have_one_
         let tokenizer = Tokenizer::from_files(TOKENIZER, Some(config.as_bytes()), file).unwrap();
         let tools = if tools { json!([{ "function": { "name": "f" } }]) } else { Json::Null };
         let body = json!({ "messages": [{ "role": "user", "content": "x" }], "tools": tools }).to_string();
-        let format = |has_tools| tokenizer.templates.of(has_tools).map(ChatTemplate::content_format);
+        let format = |tools: Option<&Value>| tokenizer.templates.of(tools).map(ChatTemplate::content_format);
         Chat::of_body(body.as_bytes(), format).ok().map(|chat| tokenizer.render_chat(&chat, 0).unwrap())
     };
     let one = config(json!("{{ bos_token }}one"));
@@ -153,8 +161,8 @@ fn tokens_of_the_configuration_are_tokens() {
     let config = json!({ "added_tokens_decoder": {
         "1000": { "content": "<|new|>", "special": true }, "0": { "content": "<|endoftext|>", "special": true }, "x": {}, "7": 7 } });
     let tokenizer = Tokenizer::from_files(TOKENIZER, Some(config.to_string().as_bytes()), None).unwrap();
-    assert_eq!(tokenizer.encode("<|new|>", false).map(|ids| ids.len()), Some(1));
-    assert_eq!(tokenizer.encode("<|endoftext|>", false), Some(vec![0]));
+    assert_eq!(tokenizer.encode("<|new|>", SpecialTokens::Left).map(|ids| ids.len()), Some(1));
+    assert_eq!(tokenizer.encode("<|endoftext|>", SpecialTokens::Left), Some(vec![0]));
 }
 
 #[test]
