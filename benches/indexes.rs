@@ -181,12 +181,14 @@ pub fn fill<I: Index>(index: &I, content: &[(usize, Vec<u64>)]) {
 pub struct Entrant<'a> {
     name: &'static str,
     /// Times lookups of one of [`ROWS`] for a while.
-    ask: Box<dyn Fn(usize, &mut Vec<f64>) + 'a>,
+    ask: Ask<'a>,
     /// Changes what is held until told to stop.
     change: Box<dyn Fn(&AtomicBool) + Sync + 'a>,
     events: Box<dyn Fn() -> [f64; 3] + 'a>,
     wrong: Box<dyn Fn() -> [u64; 3] + 'a>,
 }
+
+type Ask<'a> = Box<dyn Fn(usize, &mut Vec<f64>) + 'a>;
 
 /// Makes an index ready.
 pub fn entrant<I: Index>(index: &I) -> Entrant<'_> {

@@ -7,8 +7,9 @@
 //! than was dispatched, and [`PrefixIndex::calibrate`] says how far engines bear it out.
 //!
 //! The index is a radix tree over the hashes, compressed to runs. Because a chained hash names its whole path, the table from
-//! a run's first hash to the run is the tree: there are no child pointers, and a lookup costs one probe and one bisection a
-//! run, not one probe a chunk.
+//! a run's first hash to the run is the tree: there are no child pointers, and a lookup costs one probe and one comparison a
+//! run, not one probe a chunk. Who holds a run whole is a mask of bits; who holds its beginning only, a short list. Readers
+//! neither wait nor allocate: runs are replaced, not changed, and freed when nobody looks at them. Writers take turns.
 //!
 //! This crate does not know what a worker is beyond its id, nor what a prompt is beyond its text.
 
