@@ -324,3 +324,26 @@ fn more_workers_than_a_mask_has_bits() {
     assert_eq!(depths(&index, &text, &workers)[650..], expected[650..]);
     audit(&index);
 }
+
+#[test]
+fn a_lookup_allocates_nothing() {
+    let index = PrefixIndex::new(usize::MAX);
+    let mut workers: Vec<_> = (0..128).map(worker).collect();
+    workers.sort_unstable();
+    for (told, number) in workers.iter().zip(0..) {
+        let shared = [&line(1, 20)[..], &line(2 + number, 20)].concat();
+        index.apply(*told, &Change::Held { after: None, chunks: shared });
+    }
+    let lookup = |text: u64| {
+        let asked = [line(1, 20), line(2 + text, 25)].concat();
+        let counted = allocation_counter::measure(|| {
+            let mut found = Found::default();
+            index.lookup(&asked, workers.iter().copied(), &mut found);
+            assert!(found.holders.iter().all(|held| held.chunks >= 20));
+        });
+        counted.count_total
+    };
+    // A thread gets its place among the readers once.
+    lookup(0);
+    assert_eq!((0..200).map(lookup).sum::<u64>(), 0);
+}
