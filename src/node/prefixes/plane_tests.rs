@@ -345,3 +345,101 @@ fn all_nodes_come_to_hold_what_the_homes_found_out() {
         assert!(world.engines.keys().all(|worker| follows(worker) == 2), "seed {seed}: home and standby follow");
     }
 }
+
+/// A worker without events, its home and a node that sends prompts to it: what all that tells costs each receiver for each token
+/// that was computed, and how long a new home needs to tell of a full cache.
+#[test]
+fn what_is_told_costs_little() {
+    let worker = WorkerId::from_u128(11);
+    let stream = Stream { worker, model: 1, space: Space::Text };
+    let mut planes = [0, 1].map(|number| {
+        let mut plane = Plane::new(id(number), Sharing::Mesh, SEED, 1);
+        plane.set_workers(&BTreeMap::from([(worker, Events::None)]), Timestamp::ORIGIN);
+        plane.set_alive(BTreeSet::from([id(0), id(1)]), Timestamp::ORIGIN);
+        plane.set_reach(worker, Some(id(0)), Some(id(1)), Timestamp::ORIGIN);
+        plane
+    });
+    let random = SplitMix::new(7);
+    let mut now = Timestamp::ORIGIN + Duration::from_secs(60);
+    let (mut told, mut chunks, mut link) = ([0_u64; 2], 0_u64, 0_u64);
+    planes[0].resize(stream, 4_000, now);
+    let mut conversations: Vec<Vec<u64>> = Vec::new();
+    for step in 0..20_000_u64 {
+        now = now + Duration::from_millis(20);
+        // Ten prompts in a second: a turn of 512 to 2048 new tokens in a conversation, now and then another one.
+        if step % 5 == 0 {
+            if conversations.len() < 60 || random.below(8) == 0 {
+                conversations.push(Vec::new());
+            }
+            let at =
+                conversations.len() - 1 - usize::try_from(random.below(conversations.len().min(60) as u64)).unwrap();
+            let conversation = &mut conversations[at];
+            let after = conversation.last().copied();
+            let new: Vec<u64> = (0..4 + random.below(13))
+                .map(|_| {
+                    link += 1;
+                    hash::mix(link, 1)
+                })
+                .collect();
+            chunks += new.len() as u64;
+            conversation.extend(&new);
+            let sender = usize::try_from(step / 5 % 2).unwrap();
+            planes[sender].claim(stream, &Claim { after, chunks: new }, now);
+            if step == 0 {
+                planes[0].resize(stream, 4_000, now);
+            }
+        }
+        for from in 0..2 {
+            if planes[from].due(now).is_some_and(|due| due <= now) {
+                planes[from].tick(now);
+            }
+            let mut entries = Vec::new();
+            for effect in planes[from].take_effects() {
+                if let Effect::Write((key, value)) = effect {
+                    told[from] += cost(&(key.clone(), value.clone())) as u64;
+                    entries.push((id(from), key, value));
+                }
+            }
+            planes[1 - from].take_entries(entries, now);
+        }
+    }
+    let bytes = told.iter().sum::<u64>();
+    #[expect(clippy::cast_precision_loss, reason = "printed")]
+    let each = bytes as f64 / (chunks * 128) as f64;
+    println!("{bytes} B for {chunks} chunks computed: {each:.3} B per token and receiver, headers of datagrams apart");
+    assert!(each <= 0.25, "{each} B per token");
+}
+
+#[test]
+fn a_new_home_tells_of_a_million_blocks_in_a_second() {
+    let worker = WorkerId::from_u128(11);
+    let stream = Stream { worker, model: 1, space: Space::Text };
+    let mut segments = Segments::default();
+    let mut now = Timestamp::ORIGIN + Duration::from_secs(60);
+    for prompt in 0..1_000_u64 {
+        let chunks: Vec<u64> = (0..125).map(|at| hash::mix(prompt, at)).collect();
+        segments.apply(&Change::Held { after: None, chunks }, now);
+    }
+    assert_eq!(segments.len(), 125_000);
+    segments.begin_telling();
+    segments.complete();
+    let mut copy = Copy::default();
+    copy.follow(&mut Vec::new());
+    let (began, mut bytes) = (now, 0);
+    while segments.due().is_some() {
+        let mut out = Vec::new();
+        bytes += segments.flush(stream, CATCH_UP_BYTES, now, &mut out);
+        now = now + CATCH_UP_EVERY;
+        let mut news = News::default();
+        for (key, value) in out {
+            match Key::of(&key) {
+                Some(Key::Segment(_, first)) => news.segments.push((first, value)),
+                _ => news.header = Some(value.and_then(|value| Header::of(&value))),
+            }
+        }
+        copy.take(news, Use::Followed, &mut Vec::new());
+    }
+    println!("125000 chunks in {bytes} B and {:?}", now.since(began));
+    assert!(copy.is_complete() && copy.chunks() == 125_000);
+    assert!(now.since(began) <= Duration::from_secs(1));
+}
