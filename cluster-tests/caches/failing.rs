@@ -9,7 +9,7 @@ use smg_mock_worker::token_ids;
 use super::{
     agents::Play,
     figures::{HEAD, print},
-    setting::{Mesh, Setting, Size, Tells, agreed_on_caches, chunks_known},
+    setting::{Mesh, Setting, Size, Tells, agreed_on_caches, chunks_known, is_full},
 };
 use crate::harness::{Ask, Node, caller_id, formed, lost, serving, took};
 
@@ -75,6 +75,18 @@ async fn conversations_outlive_the_node_that_served_them() {
     assert!(warm >= 19);
 }
 
+/// Whether `holds` comes true within `span`.
+async fn within_reach(span: Duration, mut holds: impl AsyncFnMut() -> bool) -> bool {
+    let started = Instant::now();
+    while started.elapsed() < span {
+        if holds().await {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    false
+}
+
 /// All nodes are replaced one after the other while agents work.
 #[tokio::test]
 async fn a_rolling_restart_keeps_conversations_where_they_are() {
@@ -99,7 +111,8 @@ async fn a_rolling_restart_keeps_conversations_where_they_are() {
     print("rolling restart", &figures);
     println!("all {} nodes replaced in {restarted:?}; then {share:.2} of the requests had been made", size.nodes);
     assert_eq!(figures.unanswered, 0, "{:?}", figures.reasons);
-    assert!(figures.warm_share() > 0.90 && figures.hit_share() > calm.hit_share() - 0.06);
+    let (least, slack) = if is_full() { (0.95, 0.02) } else { (0.55, 0.12) };
+    assert!(figures.warm_share() >= least && figures.hit_share() > calm.hit_share() - slack);
 }
 
 /// A node that was killed knows again what engines hold as soon as it is back.
@@ -117,7 +130,12 @@ async fn a_restarted_node_knows_the_caches_again() {
     setting.nodes[last].start().await;
     let answered = started.elapsed();
     let node = &setting.nodes[last];
-    took("the node to know of the caches", async || chunks_known(node).await * 100 >= known * 95).await;
+    let mut seen = 0;
+    let back = within_reach(Duration::from_secs(30), async || {
+        seen = chunks_known(node).await;
+        seen * 100 >= known * 95
+    });
+    assert!(back.await, "it knows {seen} of {known} chunks: {}", node.page("prefixes").await);
     println!("restarted: answers after {answered:?}, knows 95 % of {known} chunks after {:?}", started.elapsed());
     formed(&setting.all()).await;
     println!("  and all nodes the same after {:?}", agreed_on_caches(&setting.all()).await);

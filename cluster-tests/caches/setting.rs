@@ -17,6 +17,8 @@ pub(crate) struct Size {
     pub(crate) engines: usize,
     /// Tokens per second at which every other engine computes prompts; the rest are twice as fast.
     pub(crate) slow_rate: f64,
+    /// What all caches together have room for, as a share of the working set.
+    pub(crate) room: f64,
     pub(crate) script: Script,
 }
 
@@ -46,35 +48,38 @@ pub(crate) enum Tells {
 
 impl Size {
     /// What every run of the tests does, or with `SMG_CACHES=full` what the targets speak of. A third of the conversations
-    /// is under way at a time: what they need has room in caches of 60 % of all.
+    /// is under way at a time: there is room for what they need.
     pub(crate) fn chosen() -> Self {
         let script = Script {
-            conversations: 56,
-            turns: 6,
+            conversations: 20,
+            turns: 4,
             systems: 10,
             system_tokens: 640,
-            turn_tokens: 300,
-            spread: Duration::from_secs(7),
-            pause: Duration::from_millis(250),
+            turn_tokens: 500,
+            spread: Duration::from_secs(6),
+            pause: Duration::from_millis(300),
             form: Form::Tokens,
             keys: Keys::Missing,
             seed: 7,
         };
+        // Slow enough for what a cache saves to weigh more than what engines may differ by, and with time to spare: moving a
+        // conversation away from a long queue would be right.
+        let slow_rate = 2_000.0;
         if is_full() {
-            let (spread, pause) = (Duration::from_secs(30), Duration::from_millis(1_500));
-            let script =
-                Script { conversations: 320, turns: 8, systems: 20, turn_tokens: 500, spread, pause, ..script };
-            return Self { nodes: 8, engines: 32, slow_rate: 3_000.0, script };
+            let (spread, pause) = (Duration::from_secs(60), Duration::from_secs(3));
+            let script = Script { conversations: 320, turns: 8, systems: 20, spread, pause, ..script };
+            return Self { nodes: 8, engines: 32, slow_rate, room: 0.6, script };
         }
-        Self { nodes: 3, engines: 8, slow_rate: 2_500.0, script }
+        // Few conversations do not level out: each engine has room for one more than its share.
+        Self { nodes: 3, engines: 8, slow_rate, room: 1.5, script }
     }
 
     /// The same with fewer conversations, for scenarios about something else than load.
     pub(crate) fn light() -> Self {
         let mut size = Self::chosen();
         if !is_full() {
-            size.script.conversations = 32;
-            size.script.spread = Duration::from_millis(2_500);
+            size.script.conversations = 12;
+            size.script.spread = Duration::from_secs(3);
         }
         size
     }
@@ -170,8 +175,8 @@ impl Setting {
 }
 
 fn engine(lab: &Lab, number: usize, size: &Size, tells: Tells) -> Engine {
-    let working_set = size.script.working_set_tokens();
-    let blocks = working_set * 6 / 10 / size.engines as u64 / u64::from(BLOCK_TOKENS);
+    let room = size.script.working_set_tokens() as f64 * size.room;
+    let blocks = room as u64 / size.engines as u64 / u64::from(BLOCK_TOKENS);
     let config = Config {
         cache: CacheConfig { block_tokens: BLOCK_TOKENS, blocks: u32::try_from(blocks).unwrap() },
         speed: Speed {
@@ -202,13 +207,16 @@ pub(crate) fn streams(engine: &Engine) -> smg_mock_worker::EventStreams {
     engine.kv_events.as_ref().map(|events| events.streams()).unwrap_or_default()
 }
 
-/// What a node says of the caches it knows: digest and number of chunks, by worker and space.
+/// What a node says of the caches it knows: digest and number of chunks, by worker, model and space.
 async fn known(node: &Node) -> BTreeMap<String, (String, u64)> {
     let page = node.page("prefixes").await;
     let mut known = BTreeMap::new();
-    for worker in page["workers"].as_array().unwrap_or_else(|| panic!("no workers: {page}")) {
-        let name = format!("{} {}", worker["worker"], worker["space"]);
-        known.insert(name, (worker["digest"].to_string(), worker["chunks"].as_u64().unwrap()));
+    for row in page["prefixes"].as_array().unwrap_or_else(|| panic!("no prefixes: {page}")) {
+        let name = format!("{} {} {}", row["worker"], row["model"], row["space"]);
+        let chunks = row["chunks"].as_u64().unwrap();
+        if chunks > 0 {
+            known.insert(name, (row["digest"].to_string(), chunks));
+        }
     }
     known
 }
