@@ -14,8 +14,8 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 use smg_base::{Random, SplitMix, Timestamp, WorkerId, hash, map::StableMap};
 use smg_benches::{Table, nanos, nanos_once};
 use smg_fleet::{EngineLoad, Fleet, FleetConfig, HealthConfig, LoadGuard, Origin, Pool, Relaying, WorkerSpec};
-use smg_prefix::{CHUNK_BYTES, Chunker, Found, PrefixIndex, PromptKey, Space};
-use smg_routing::{Ask, Explanation, Policy, PolicyConfig, PolicyKind};
+use smg_prefix::{CHUNK_BYTES, Change, Chunker, Found, PrefixIndex, PromptKey, Space};
+use smg_routing::{Ask, Explanation, Policy, PolicyConfig, PolicyKind, Source};
 
 const TEXT_BYTES: usize = 32 << 10;
 const PATHS: &[&str] = &["/v1/chat/completions"];
@@ -23,6 +23,7 @@ const PATHS: &[&str] = &["/v1/chat/completions"];
 fn main() {
     println!("routing: one thread, medians\n");
     println!("{}", decisions());
+    println!("{}", told());
     println!("{}", hashing());
     println!("{}", a_request());
     let (speed, memory) = index();
@@ -122,6 +123,52 @@ fn decisions() -> Table {
             let ask = Ask { routing_key: None, ..ask(Some(&text), &random) };
             let ask = if kind == PolicyKind::Manual { Ask { routing_key: Some("user-4711"), ..ask } } else { ask };
             row.push(format!("{:.0}", nanos(|| policy.choose(&setting.pool, &ask, &mut why))));
+        }
+        table.row(row);
+    }
+    table
+}
+
+/// The same for `cache_aware` and tokens, by how it is known what the caches hold, and what it allocates.
+fn told() -> Table {
+    let random = SplitMix::new(1);
+    let mut table = Table::new(
+        "a decision of cache_aware on 8 192 tokens, ns (allocations), by number of workers",
+        &["known by", "4", "32", "128"],
+    );
+    for (name, source, is_recent) in [
+        ("prediction", Source::Own, false),
+        ("events", Source::Fed, false),
+        ("events, and a tenth just sent", Source::Fed, true),
+        ("claims, and a tenth just sent", Source::FedAndClaimed, true),
+    ] {
+        let mut row = vec![name.to_owned()];
+        for workers in [4, 32, 128] {
+            let setting = Setting::new(workers);
+            let policy = Policy::new(PolicyKind::CacheAware, &PolicyConfig::default());
+            let mut chunker = policy.chunker(Space::Tokens, 0);
+            (0..8_192).for_each(|token| chunker.push_tokens(&[token]));
+            let prompt = chunker.finish();
+            let ask = Ask { input_tokens: 8_192, routing_key: None, ..ask(Some(&prompt), &random) };
+            let part = |chunks: usize| PromptKey { chunks: prompt.chunks[..chunks].to_vec(), ..prompt.clone() };
+            for (number, worker) in setting.pool.workers.iter().enumerate() {
+                policy.set_source(worker.id, Space::Tokens, source);
+                let part = part(if number == 0 { 60 } else { 16 });
+                if source == Source::Own {
+                    policy.dispatched(worker, &Ask { prompt: Some(&part), ..ask });
+                } else {
+                    policy.apply(worker.id, Space::Tokens, &Change::Held { after: None, chunks: part.chunks });
+                }
+                if is_recent && number % 10 == 0 {
+                    policy.dispatched(worker, &ask);
+                }
+            }
+            let mut why = Explanation::default();
+            let allocations = allocation_counter::measure(|| {
+                black_box(policy.choose(&setting.pool, &ask, &mut why)).ok();
+            });
+            let nanos = nanos(|| policy.choose(&setting.pool, &ask, &mut why));
+            row.push(format!("{nanos:.0} ({})", allocations.count_total));
         }
         table.row(row);
     }

@@ -61,7 +61,7 @@ impl CacheAware {
         };
         let placed = Rendezvous::new(key, candidates).best(good.map(|(candidate, _)| candidate));
         let chosen = placed.unwrap_or_else(|| candidates.at(0));
-        let is_hit = costs.of(chosen.index).is_some_and(|cost| cost.matched_tokens > 0);
+        let is_hit = costs.of(chosen.index()).is_some_and(|cost| cost.matched_tokens > 0);
         chosen.because(if is_hit { Reason::CacheHit } else { Reason::CachePlaced })
     }
 
@@ -130,8 +130,8 @@ fn affinity(ask: &Ask<'_>) -> Option<u64> {
 }
 
 /// Draws two, by share, and takes the cheaper.
-fn cheaper_of_two<'a>(
-    good: impl Iterator<Item = (Candidate<'a>, &'a f32)> + Clone,
+fn cheaper_of_two<'a, 'b>(
+    good: impl Iterator<Item = (Candidate<'a>, &'b f32)> + Clone,
     random: &dyn Random,
 ) -> Option<Candidate<'a>> {
     let shares: f64 = good.clone().map(|(candidate, _)| f64::from(candidate.share)).sum();

@@ -8,8 +8,7 @@ use crate::{Ask, NoChoice, Standing, explain::Counts};
 /// The workers of a pool that can take a request: of the highest priority there is among them, by ascending id.
 #[derive(Debug, Default)]
 pub(crate) struct Candidates<'a> {
-    members: &'a [Member],
-    list: SmallVec<[Place; 128]>,
+    list: SmallVec<[Candidate<'a>; 128]>,
     /// Sum of all shares.
     shares: f64,
     /// Whether all shares are equal, so that the policies need not divide.
@@ -18,22 +17,14 @@ pub(crate) struct Candidates<'a> {
     pub(crate) counts: Counts,
 }
 
-/// What is kept of one: little, because it is written for every worker in every decision.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    position: u32,
-    share: f32,
-    way: Way,
-}
-
 /// One of them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidate<'a> {
     pub(crate) member: &'a Member,
-    /// Its place among the candidates.
-    pub(crate) index: usize,
     /// Its place in the pool.
     pub(crate) position: u32,
+    /// Its place among the candidates.
+    index: u32,
     /// Its share of the traffic, relative to the others'; positive.
     pub(crate) share: f32,
     /// How a request would get there.
@@ -41,6 +32,12 @@ pub(crate) struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
+    /// Its place among the candidates.
+    #[inline]
+    pub(crate) fn index(&self) -> usize {
+        self.index as usize
+    }
+
     /// What changes while it works.
     #[inline]
     pub(crate) fn state(&self) -> &WorkerState {
@@ -60,11 +57,10 @@ pub(crate) enum Offers {
 impl<'a> Candidates<'a> {
     /// Finds those of `pool` that can take what `ask` asks for.
     pub(crate) fn gather(&mut self, pool: &'a Pool, ask: &Ask<'_>, offers: Offers) -> Result<(), NoChoice> {
-        self.members = pool.members();
         self.list.clear();
         self.counts = Counts::default();
-        let mut priority = 0;
-        for (member, position) in self.members.iter().zip(0_u32..) {
+        let (mut priority, mut index) = (0, 0);
+        for (member, position) in pool.members().iter().zip(0_u32..) {
             let way = match member.state.way(ask.relaying, ask.now) {
                 Some(way) if ask.excluded.is_empty() && offers == Offers::Assumed => way,
                 way => match standing_by(way, &pool.workers[position as usize], ask, offers) {
@@ -83,8 +79,10 @@ impl<'a> Candidates<'a> {
                 priority = member.priority;
                 self.counts.lower_priority += self.list.len();
                 self.list.clear();
+                index = 0;
             }
-            self.list.push(Place { position, share: member.share, way });
+            self.list.push(Candidate { member, position, index, share: member.share, way });
+            index += 1;
         }
         self.counts.considered = self.list.len();
         self.weigh();
@@ -94,8 +92,7 @@ impl<'a> Candidates<'a> {
     /// Them, by ascending id.
     #[inline]
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = Candidate<'a>> + Clone {
-        let members = self.members;
-        self.list.iter().enumerate().map(move |(index, place)| place.candidate(members, index))
+        self.list.iter().copied()
     }
 
     /// How many there are; never zero.
@@ -105,7 +102,7 @@ impl<'a> Candidates<'a> {
 
     /// One of them.
     pub(crate) fn at(&self, index: usize) -> Candidate<'a> {
-        self.list[index].candidate(self.members, index)
+        self.list[index]
     }
 
     /// Sum of all shares; positive.
@@ -127,10 +124,10 @@ impl<'a> Candidates<'a> {
     #[expect(clippy::cast_precision_loss, reason = "a number of workers")]
     fn weigh(&mut self) {
         let first = self.list.first().map_or(1.0, |first| first.share);
-        self.equal = self.list.iter().all(|place| place.share.to_bits() == first.to_bits());
+        self.equal = self.list.iter().all(|candidate| candidate.share.to_bits() == first.to_bits());
         self.shares = match self.equal {
             true => f64::from(first) * self.list.len() as f64,
-            false => self.list.iter().map(|place| f64::from(place.share)).sum(),
+            false => self.list.iter().map(|candidate| f64::from(candidate.share)).sum(),
         };
     }
 
@@ -144,14 +141,6 @@ impl<'a> Candidates<'a> {
         } else {
             NoChoice::NoneAvailable
         }
-    }
-}
-
-impl Place {
-    #[inline]
-    fn candidate(self, members: &[Member], index: usize) -> Candidate<'_> {
-        let Self { position, share, way } = self;
-        Candidate { member: &members[position as usize], index, position, share, way }
     }
 }
 

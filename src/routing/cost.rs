@@ -93,6 +93,11 @@ impl Costs {
         Some(Cost { terms, total, matched_tokens })
     }
 
+    /// The halves there are, the better first.
+    pub(crate) fn halves(&self) -> &'static [Among] {
+        if self.totals.is_empty() { &[Among::TheOthers] } else { &[Among::TheGood, Among::TheOthers] }
+    }
+
     /// In which half a candidate is.
     pub(crate) fn among(&self, index: usize) -> Among {
         match self.totals.get(index) {

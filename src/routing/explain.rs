@@ -8,7 +8,7 @@ use smg_fleet::{Path, Pool, Way, Worker, WorkerState};
 use crate::{
     Ask, NoChoice, PolicyKind, Terms,
     candidates::{Candidate, Candidates, Offers, standing},
-    cost::{Among, Cost, Costs},
+    cost::{Cost, Costs},
     pick::Choice,
 };
 
@@ -291,15 +291,15 @@ impl Explanation {
                 Way::Direct => Some(PathTaken::Direct),
                 Way::Via => pool.workers[candidate.position as usize].via().map(|via| PathTaken::Via(via.peer)),
             };
-            considered(candidate.member.id, candidate.state(), path, costs.of(candidate.index))
+            considered(candidate.member.id, candidate.state(), path, costs.of(candidate.index()))
         };
         self.push(considered(candidates.at(choice.index)));
-        for wanted in [Among::TheGood, Among::TheOthers] {
+        for wanted in costs.halves() {
             for candidate in candidates.iter() {
                 if self.workers.len() >= Self::CONSIDERED_MAX {
                     return;
                 }
-                if costs.among(candidate.index) == wanted && candidate.index != choice.index {
+                if costs.among(candidate.index()) == *wanted && candidate.index() != choice.index {
                     self.push(considered(candidate));
                 }
             }

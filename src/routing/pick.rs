@@ -19,7 +19,7 @@ pub(crate) struct Choice {
 impl Candidate<'_> {
     /// The choice of this candidate.
     pub(crate) fn because(self, reason: Reason) -> Choice {
-        Choice { position: self.position as usize, index: self.index, reason }
+        Choice { position: self.position as usize, index: self.index(), reason }
     }
 }
 

@@ -331,7 +331,7 @@ impl Policy {
 
     fn least_load(&self, candidates: &Candidates<'_>, ask: &Ask<'_>, costs: &mut Costs) -> Choice {
         self.load.costs(candidates, ask, Cached::NONE, costs);
-        let least = pick::least(candidates, ask.random, |candidate| f64::from(costs.totals[candidate.index]));
+        let least = pick::least(candidates, ask.random, |candidate| f64::from(costs.totals[candidate.index()]));
         least.because(Reason::LeastLoad)
     }
 
