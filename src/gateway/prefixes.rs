@@ -17,8 +17,13 @@ impl Gateway {
         self.plans.generation()
     }
 
-    /// The policies that go by caches, of the models that have been asked for.
+    /// The policies that go by caches, of all models that are served: also of those nobody has asked for yet, so that the
+    /// first request finds what other nodes know.
     pub fn prefix_models(&self) -> Vec<(ModelId, Arc<Policy>)> {
+        let current = self.settings();
+        for pool in self.fleet.snapshot().models() {
+            self.plans.of(&pool.model, &current);
+        }
         let mut policies = self.policies();
         policies.retain(|(_, policy)| policy.kind() == PolicyKind::CacheAware);
         policies
