@@ -174,18 +174,19 @@ impl Estimate {
         credit(&mut costs.works, input_tokens, cached);
         self.assume_rates(&mut costs.works);
         costs.totals.clear();
-        costs.totals.extend(costs.works.iter().map(Work::own));
+        for work in &costs.works {
+            costs.totals.push(work.own());
+        }
         if !candidates.are_equal() {
             let mean_share = candidates.mean_share();
             for (total, candidate) in costs.totals.iter_mut().zip(candidates.iter()) {
                 *total *= mean_share / candidate.share;
             }
         }
-        let mut best = f32::INFINITY;
         for (total, work) in costs.totals.iter_mut().zip(&costs.works) {
             *total += work.kv + work.error + work.path;
-            best = best.min(*total);
         }
+        let best = least_of(&costs.totals);
         costs.limit = best + self.band_seconds.max(self.band_ratio * best);
     }
 
@@ -260,6 +261,20 @@ fn credit(works: &mut [Work], input_tokens: f32, cached: Cached<'_>) {
         work.matched_tokens = matched;
         work.uncached_tokens = input_tokens - matched * held.trust;
     }
+}
+
+/// The least of some costs, none of which is NaN. Several at a time: each step would wait for the one before otherwise.
+fn least_of(totals: &[f32]) -> f32 {
+    let less = |one: f32, other: f32| if other < one { other } else { one };
+    let mut least = [f32::INFINITY; 16];
+    let (groups, rest) = totals.as_chunks();
+    for group in groups {
+        let group: &[f32; 16] = group;
+        for (least, total) in least.iter_mut().zip(group) {
+            *least = less(*least, *total);
+        }
+    }
+    rest.iter().chain(&least).copied().fold(f32::INFINITY, less)
 }
 
 /// Seconds for each token of a prompt; zero if not measured.

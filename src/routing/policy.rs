@@ -127,7 +127,8 @@ impl Policy {
         match sticky {
             Some((sticky, key)) => self.keep(sticky, key, pool, ask, why),
             None => {
-                let (mut candidates, mut costs) = (Candidates::default(), Costs::default());
+                let mut candidates = Candidates::default();
+                let mut costs = Costs::default();
                 let choice = decide(pool, ask, &mut candidates, |candidates| self.pick(candidates, ask, &mut costs))?;
                 why.compare(pool, &candidates, choice, &costs);
                 why.others(pool, &candidates, ask);
