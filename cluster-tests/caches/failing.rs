@@ -130,8 +130,6 @@ async fn a_restarted_node_knows_the_caches_again() {
     setting.nodes[last].start().await;
     let answered = started.elapsed();
     let node = &setting.nodes[last];
-    // What is known of caches is kept for models that somebody has asked for.
-    took("the node to serve", async || node.is_ready().await && node.chat().await.status == 200).await;
     let mut seen = 0;
     let back = within_reach(Duration::from_secs(30), async || {
         seen = chunks_known(node).await;

@@ -468,7 +468,7 @@ pub fn metrics_reference() -> Vec<smg_runtime::metrics::Description> {
     let gateway = Gateway::new(smg_gateway::Config::default(), smg_gateway::Settings::default(), parts);
     fleet_metrics::register(&registrar, &fleet, &gateway, clock, EngineLoads::Shown);
     let _listener = ListenerMetrics::new(&registrar);
-    let _prefixes = Prefixes::new(0, fleet.clone(), None, &registrar);
+    let _prefixes = Prefixes::new(0, fleet, None, &registrar);
     smg_mesh::describe(&registrar);
     let _reload = reload::ReloadMetrics::new(&registrar);
     Tasks::new(shutdown).observe(&registrar);

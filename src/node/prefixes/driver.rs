@@ -52,6 +52,9 @@ pub(crate) struct Others {
     pub(crate) known: Arc<Known>,
 }
 
+/// What a worker's engine tells of its KV cache, or what became of asking it.
+pub(crate) type News = (WorkerId, KvNews);
+
 /// What it is built from.
 pub(crate) struct Parts {
     pub(crate) plane: Arc<Mutex<Plane>>,
@@ -63,7 +66,7 @@ pub(crate) struct Parts {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) tasks: Tasks,
     pub(crate) metrics: Arc<PrefixMetrics>,
-    pub(crate) news: (Sender<(WorkerId, KvNews)>, Receiver<(WorkerId, KvNews)>),
+    pub(crate) news: (Sender<News>, Receiver<News>),
 }
 
 /// The driver.
@@ -131,7 +134,7 @@ impl Driver {
         }
     }
 
-    fn take_news(&mut self, first: (WorkerId, KvNews)) {
+    fn take_news(&mut self, first: News) {
         let now = self.parts.clock.now();
         let mut plane = self.parts.plane.lock();
         let mut next = Some(first);
@@ -305,10 +308,8 @@ impl Fed {
     fn apply(&self, effect: &Effect) {
         match effect {
             Effect::SetSource { worker, space, source } => self.policy.set_source(*worker, *space, *source),
-            Effect::Feed { stream, change } => {
-                if stream.model == 0 || stream.model == model_hash(&self.model) {
-                    self.policy.apply(stream.worker, stream.space, change);
-                }
+            Effect::Feed { stream, change } if stream.model == 0 || stream.model == model_hash(&self.model) => {
+                self.policy.apply(stream.worker, stream.space, change);
             }
             _ => {}
         }

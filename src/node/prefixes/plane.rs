@@ -603,7 +603,9 @@ impl Plane {
                 })
         });
         let finds_out = role != Role::Reader || is_needed;
-        self.settle_cache(worker, role, is_needed, now);
+        // A node that is still needed listens as a standby does.
+        let listener = if is_needed && role == Role::Reader { Role::Standby } else { role };
+        self.settle_cache(worker, listener, now);
         if finds_out && self.sharing == Sharing::Mesh {
             self.settle_predicted(worker, now);
         }
@@ -630,14 +632,14 @@ impl Plane {
     }
 
     /// Follows the worker's events, or no longer.
-    fn settle_cache(&mut self, worker: WorkerId, role: Role, is_needed: bool, now: Timestamp) {
+    fn settle_cache(&mut self, worker: WorkerId, role: Role, now: Timestamp) {
         let Some(watched) = self.workers.get(&worker) else { return };
         let stream = events_of(worker);
         let wants = match (watched.events, role) {
             (Events::None, _) => false,
             (_, Role::Home) => true,
             (Events::Published, Role::Standby) => true,
-            (Events::Published, Role::Reader) => is_needed,
+            (Events::Published, Role::Reader) => false,
             // What it has told one it tells no other, so the old home must stop at once.
             (Events::Drained, _) => false,
         };

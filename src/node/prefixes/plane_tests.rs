@@ -117,6 +117,20 @@ fn id(node: usize) -> NodeId {
     NodeId::of(&format!("n{node}"))
 }
 
+/// Whether anything is new in the world.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    Busy,
+    Quiet,
+}
+
+/// How much of what is newer comes at once.
+#[derive(Clone, Copy)]
+enum Extent {
+    Whole,
+    Part,
+}
+
 impl World {
     fn new(seed: u64, nodes: usize) -> Self {
         let worker = |number: u128| WorkerId::from_u128(number);
@@ -175,7 +189,7 @@ impl World {
     }
 
     /// Brings what is newer of one node's lane to another, sometimes only a part of it.
-    fn replicate(&mut self, from: usize, to: usize, whole: bool) {
+    fn replicate(&mut self, from: usize, to: usize, extent: Extent) {
         let (run, version) = (self.nodes[from].run, self.nodes[from].version);
         let seen = self.nodes[to].seen.get(&from).copied().unwrap_or_default();
         let mut news: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
@@ -186,7 +200,10 @@ impl World {
             news.extend(known.into_iter().map(|key| (key, None)));
             since = 0;
         }
-        let upto = if whole { version } else { since + self.random.below(version - since + 1) };
+        let upto = match extent {
+            Extent::Whole => version,
+            Extent::Part => since + self.random.below(version - since + 1),
+        };
         let lane = &self.nodes[from].lane;
         for (key, (at, value)) in lane.iter().filter(|(_, (at, _))| *at > since && *at <= upto) {
             assert!(*at > 0);
@@ -241,7 +258,8 @@ impl World {
         node.plane.claim(stream, &Claim { after, chunks: path[held..].to_vec() }, self.now);
     }
 
-    fn step(&mut self, is_busy: bool, about: &str) {
+    fn step(&mut self, pace: Pace, about: &str) {
+        let is_busy = pace == Pace::Busy;
         self.now = self.now + STEP;
         if is_busy {
             for engine in self.engines.values_mut() {
@@ -263,8 +281,8 @@ impl World {
             }
             for other in 0..count {
                 if other != number && self.hears(number, other) && (!is_busy || self.random.below(3) == 0) {
-                    let whole = !is_busy || self.random.below(3) > 0;
-                    self.replicate(other, number, whole);
+                    let is_whole = !is_busy || self.random.below(3) > 0;
+                    self.replicate(other, number, if is_whole { Extent::Whole } else { Extent::Part });
                 }
             }
             let now = self.now;
@@ -312,7 +330,7 @@ fn all_nodes_come_to_hold_what_the_homes_found_out() {
             if world.random.below(60) == 0 {
                 world.disturb();
             }
-            world.step(true, &format!("seed {seed}, step {step}"));
+            world.step(Pace::Busy, &format!("seed {seed}, step {step}"));
         }
         world.sides.fill(0);
         for number in 0..world.nodes.len() {
@@ -321,7 +339,7 @@ fn all_nodes_come_to_hold_what_the_homes_found_out() {
             }
         }
         for step in 0..600 {
-            world.step(false, &format!("seed {seed}, quiet step {step}"));
+            world.step(Pace::Quiet, &format!("seed {seed}, quiet step {step}"));
         }
         let streams: BTreeSet<Stream> = world.nodes.iter().flat_map(|node| node.readers.keys().copied()).collect();
         for stream in streams {
