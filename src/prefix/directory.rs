@@ -33,11 +33,21 @@ impl Directory {
         self.ids.binary_search(&worker).ok()
     }
 
-    /// The workers from a place on: id, slot and trust.
+    /// The same, without a search if `worker` is at `guess`, or would be.
     #[inline]
-    pub(crate) fn from(&self, at: usize) -> impl Iterator<Item = (WorkerId, u16, f32)> {
-        let (ids, seats) = (self.ids.get(at..).unwrap_or_default(), self.seats.get(at..).unwrap_or_default());
-        ids.iter().zip(seats).map(|(id, seat)| (*id, seat.slot, f32::from_bits(seat.trust.load(Relaxed))))
+    pub(crate) fn find_from(&self, guess: usize, worker: WorkerId) -> Option<usize> {
+        let here = self.ids.get(guess);
+        if here == Some(&worker) {
+            return Some(guess);
+        }
+        let is_before =
+            guess.checked_sub(1).and_then(|before| self.ids.get(before)).is_none_or(|before| *before < worker);
+        let is_after = here.is_none_or(|here| *here > worker);
+        if is_before && is_after && guess <= self.ids.len() { None } else { self.find(worker) }
+    }
+
+    fn members(&self) -> impl Iterator<Item = (WorkerId, u16, f32)> {
+        self.ids.iter().zip(0..).map(|(id, at)| (*id, self.seat(at).0, self.seat(at).1))
     }
 
     /// The slot of the worker at a place, and its trust.
@@ -62,14 +72,14 @@ impl Directory {
     /// The directory with `worker` in `slot`; what is known of its trust stays.
     pub(crate) fn with(&self, worker: WorkerId, slot: u16) -> Self {
         let trust = self.find(worker).map_or(1.0, |at| self.seat(at).1);
-        let mut members: Vec<(WorkerId, u16, f32)> = self.from(0).filter(|(id, ..)| *id != worker).collect();
+        let mut members: Vec<(WorkerId, u16, f32)> = self.members().filter(|(id, ..)| *id != worker).collect();
         members.insert(members.partition_point(|(id, ..)| *id < worker), (worker, slot, trust));
         members.into_iter().collect()
     }
 
     /// The directory without `worker`.
     pub(crate) fn without(&self, worker: WorkerId) -> Self {
-        self.from(0).filter(|(id, ..)| *id != worker).collect()
+        self.members().filter(|(id, ..)| *id != worker).collect()
     }
 }
 

@@ -95,22 +95,25 @@ impl Found {
     /// Gives each of `workers` what the walk noted.
     #[inline]
     pub(crate) fn assign(&mut self, directory: &Directory, workers: impl Iterator<Item = WorkerId>) {
+        // Not `extend`, which goes on in two places and therefore calls what would be inlined in one.
         if let Some((only, held)) = self.only_holder(directory) {
-            self.holders.extend(workers.map(|worker| if worker == only { held } else { Held::default() }));
+            for worker in workers {
+                self.holders.push(if worker == only { held } else { Held::default() });
+            }
             return;
         }
         let depths = self.depths.as_slice();
-        let held = |slot: u16, trust| Held { chunks: depths.get(usize::from(slot)).copied().unwrap_or(0), trust };
-        let mut members = directory.from(0);
-        self.holders.extend(workers.map(|worker| match members.next() {
-            Some((id, slot, trust)) if id == worker => held(slot, trust),
-            _ => {
-                let Some(at) = directory.find(worker) else { return Held::default() };
-                members = directory.from(at + 1);
-                let (slot, trust) = directory.seat(at);
-                held(slot, trust)
-            }
-        }));
+        let mut next = 0;
+        for worker in workers {
+            self.holders.push(match directory.find_from(next, worker) {
+                Some(at) => {
+                    next = at + 1;
+                    let (slot, trust) = directory.seat(at);
+                    Held { chunks: depths.get(usize::from(slot)).copied().unwrap_or(0), trust }
+                }
+                None => Held::default(),
+            });
+        }
     }
 
     /// The holder, if there is one only: then there is no need to ask who each of the others is.

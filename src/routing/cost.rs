@@ -165,12 +165,11 @@ impl Estimate {
         let input_tokens = ask.input_tokens as f32;
         let engine_since = ask.now - ENGINE_AGE_MAX;
         costs.works.clear();
-        costs.works.extend(
-            candidates.iter().map(|candidate| Work {
-                uncached_tokens: input_tokens,
-                ..self.work_at(candidate, engine_since, ask.now)
-            }),
-        );
+        // Not `extend`, which goes on in two places and therefore calls what would be inlined in one.
+        for candidate in candidates.iter() {
+            let work = self.work_at(candidate, engine_since, ask.now);
+            costs.works.push(Work { uncached_tokens: input_tokens, ..work });
+        }
         credit(&mut costs.works, input_tokens, cached);
         self.assume_rates(&mut costs.works);
         costs.totals.clear();

@@ -108,10 +108,19 @@ impl Rendezvous {
 
     /// The best of `some` of the candidates.
     pub(crate) fn best<'a>(self, some: impl Iterator<Item = Candidate<'a>>) -> Option<Candidate<'a>> {
-        let hashed = some.map(|candidate| (hash::mix(self.key, seed(candidate.member.id)), candidate));
+        let hash_of = |candidate: &Candidate<'_>| hash::mix(self.key, seed(candidate.member.id));
         if self.equal {
-            return hashed.max_by_key(|(hash, _)| *hash).map(|(_, candidate)| candidate);
+            let mut best = None;
+            let mut best_hash = 0;
+            for candidate in some {
+                let hash = hash_of(&candidate);
+                if hash >= best_hash {
+                    (best, best_hash) = (Some(candidate), hash);
+                }
+            }
+            return best;
         }
+        let hashed = some.map(|candidate| (hash_of(&candidate), candidate));
         let scored = hashed.map(|(hash, candidate)| (-unit(hash).ln() / f64::from(candidate.share), candidate));
         scored.min_by(|(one, _), (other, _)| one.total_cmp(other)).map(|(_, candidate)| candidate)
     }
