@@ -56,7 +56,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("smg", &["node", "runtime", "telemetry", "mock-worker", "sim"]),
     // laboratory
     ("mock-worker", &["api", "infer", "runtime", "base"]),
-    ("sim", &["mesh-proto", "base"]),
+    ("sim", &["mesh-proto", "fleet", "routing", "prefix", "base"]),
     ("fabric", &["base"]),
     ("xtask", &[]),
     ("benches", &["api", "base", "fleet", "infer", "mesh-proto", "prefix", "routing", "runtime", "sim", "tokenizer"]),

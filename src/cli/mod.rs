@@ -17,6 +17,8 @@ mod metrics;
 mod mock_worker;
 mod output;
 #[cfg(feature = "lab")]
+mod replay;
+#[cfg(feature = "lab")]
 mod simulate;
 #[cfg(test)]
 mod tests;
@@ -66,10 +68,9 @@ enum Verb {
     /// Start a gateway together with fake engines, to try it out.
     #[cfg(feature = "lab")]
     Demo(demo::Args),
-    /// Simulate clusters.
+    /// Simulate clusters of nodes, and fleets of engines.
     #[cfg(feature = "lab")]
-    #[command(subcommand)]
-    Simulate(simulate::Verb),
+    Simulate(simulate::Args),
 }
 
 /// Why a command failed.
@@ -173,7 +174,7 @@ fn dispatch(matches: &ArgMatches) -> Result<(), Failure> {
         #[cfg(feature = "lab")]
         Some(Verb::Demo(args)) => demo::run(&args, inputs()),
         #[cfg(feature = "lab")]
-        Some(Verb::Simulate(verb)) => simulate::run(&verb),
+        Some(Verb::Simulate(args)) => simulate::run(&args),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `smg simulate`: clusters in virtual time.
+//! `smg simulate`: clusters and fleets in virtual time.
 
 use std::{
     io::IsTerminal,
@@ -14,11 +14,23 @@ use smg_sim::{
     measure::{Case, Effort, Question, Sample, quantile},
 };
 
-use super::{Failure, output};
+use super::{Failure, output, replay};
+
+/// Arguments of `smg simulate`: a verb, or those of `smg simulate fleet` at once.
+#[derive(clap::Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    fleet: Option<replay::Args>,
+}
 
 /// What to simulate.
 #[derive(Subcommand, Debug)]
-pub(super) enum Verb {
+enum Verb {
+    /// Replay a trace against engines and gateways, and compare ways to choose.
+    Fleet(replay::Args),
     /// Clusters of nodes, and the network between them.
     #[command(subcommand)]
     Mesh(Mesh),
@@ -26,7 +38,7 @@ pub(super) enum Verb {
 
 /// What to do with clusters.
 #[derive(Subcommand, Debug)]
-pub(super) enum Mesh {
+enum Mesh {
     /// Run seeds with faults of every kind, and check what the mesh promises.
     Check(Check),
     /// Run one seed or plan again, and make it smaller.
@@ -37,7 +49,7 @@ pub(super) enum Mesh {
 
 /// Arguments of `smg simulate mesh check`.
 #[derive(clap::Args, Debug)]
-pub(super) struct Check {
+struct Check {
     /// How many seeds; without it, as many as fit in the time.
     #[arg(long, conflicts_with = "seconds")]
     seeds: Option<u64>,
@@ -54,7 +66,7 @@ pub(super) struct Check {
 /// Arguments of `smg simulate mesh replay`.
 #[derive(clap::Args, Debug)]
 #[group(id = "source", required = true)]
-pub(super) struct Replay {
+struct Replay {
     /// The seed.
     #[arg(long, group = "source")]
     seed: Option<u64>,
@@ -70,7 +82,7 @@ pub(super) struct Replay {
 
 /// Arguments of `smg simulate mesh tables`.
 #[derive(clap::Args, Debug)]
-pub(super) struct Tables {
+struct Tables {
     /// Fewer seeds, and no large clusters.
     #[arg(long)]
     quick: bool,
@@ -96,12 +108,13 @@ impl Size {
     }
 }
 
-pub(super) fn run(verb: &Verb) -> Result<(), Failure> {
-    let Verb::Mesh(mesh) = verb;
-    match mesh {
-        Mesh::Check(args) => check(args),
-        Mesh::Replay(args) => replay(args),
-        Mesh::Tables(args) => tables(args),
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    match (&args.verb, &args.fleet) {
+        (Some(Verb::Mesh(Mesh::Check(args))), _) => check(args),
+        (Some(Verb::Mesh(Mesh::Replay(args))), _) => replay_plan(args),
+        (Some(Verb::Mesh(Mesh::Tables(args))), _) => tables(args),
+        (Some(Verb::Fleet(args)), _) | (None, Some(args)) => replay::run(args),
+        (None, None) => Err(Failure::Usage("smg simulate takes fleet or mesh".to_owned())),
     }
 }
 
@@ -212,7 +225,7 @@ fn try_plan(plan: &Plan) -> Outcome {
 /// Runs that making a plan smaller may take.
 const SHRINK_TRIES: usize = 400;
 
-fn replay(args: &Replay) -> Result<(), Failure> {
+fn replay_plan(args: &Replay) -> Result<(), Failure> {
     let plan = match (&args.plan, args.seed) {
         (Some(path), _) => {
             let text = std::fs::read_to_string(path).map_err(Failure::system("read the plan"))?;
@@ -324,7 +337,7 @@ fn figure(value: f64) -> String {
 }
 
 /// Does the same on every core; seeds have nothing to do with each other.
-fn on_all_cores<T: Send>(work: impl Fn() -> T + Sync) -> Vec<T> {
+pub(super) fn on_all_cores<T: Send>(work: impl Fn() -> T + Sync) -> Vec<T> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         let threads: Vec<_> = (0..cores).map(|_| scope.spawn(&work)).collect();
@@ -333,7 +346,7 @@ fn on_all_cores<T: Send>(work: impl Fn() -> T + Sync) -> Vec<T> {
 }
 
 /// Shows how far it is, where somebody looks.
-fn progress(text: &str) {
+pub(super) fn progress(text: &str) {
     if std::io::stderr().is_terminal() {
         output::progress(text);
     }

@@ -15,6 +15,7 @@ mod delay;
 mod dice;
 mod disk;
 mod faults;
+pub mod fleet;
 mod judge;
 mod links;
 pub mod measure;
