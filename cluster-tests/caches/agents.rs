@@ -90,9 +90,14 @@ impl Doors {
         Self(Arc::new(addresses.into_iter().map(door).collect()))
     }
 
-    /// Lets the node of this number get requests, or get none.
-    pub(crate) fn set(&self, number: usize, is_open: bool) {
-        self.0[number].is_open.store(is_open, Ordering::Relaxed);
+    /// Lets the node of this number get requests.
+    pub(crate) fn open(&self, number: usize) {
+        self.0[number].is_open.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets it get none.
+    pub(crate) fn close(&self, number: usize) {
+        self.0[number].is_open.store(false, Ordering::Relaxed);
     }
 
     /// An open door.

@@ -164,13 +164,13 @@ impl Setting {
 
     /// Stops the node of this number as an operator does, who first takes it out of the balancer, and starts it again.
     pub(crate) async fn restart(&mut self, number: usize) {
-        self.doors.set(number, false);
+        self.doors.close(number);
         self.nodes[number].stop().await;
         self.nodes[number].start().await;
         let node = &self.nodes[number];
         took("the node to be ready again", async || node.is_ready().await).await;
         formed(&self.all()).await;
-        self.doors.set(number, true);
+        self.doors.open(number);
     }
 }
 

@@ -19,6 +19,13 @@ const INK: &str = "#1f2937";
 const FAINT: &str = "#9ca3af";
 const RULE: &str = "#e5e7eb";
 
+/// What rows are called.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Labels {
+    Names,
+    WithGateways,
+}
+
 impl Report {
     /// A picture: for each row the share found in caches, the times to the first token and the imbalance; and, where rows differ
     /// in the number of gateways, how the first two go with that.
@@ -36,7 +43,8 @@ impl Report {
             y += 16.0;
         }
         y = self.legend(&mut canvas, y + 6.0);
-        y = self.bars(&mut canvas, y + 30.0, counts.len() > 1);
+        let labels = if counts.len() > 1 { Labels::WithGateways } else { Labels::Names };
+        y = self.bars(&mut canvas, y + 30.0, labels);
         if counts.len() > 1 {
             y = self.lines(&mut canvas, y + 40.0, &counts);
         }
@@ -88,7 +96,8 @@ impl Report {
         y + 18.0
     }
 
-    fn bars(&self, canvas: &mut Canvas, y: f64, names_gateways: bool) -> f64 {
+    fn bars(&self, canvas: &mut Canvas, y: f64, labels: Labels) -> f64 {
+        let names_gateways = labels == Labels::WithGateways;
         let panel = (WIDTH - 2.0 * MARGIN - LABELS - 2.0 * GAP) / 4.0;
         let hits = Axis::linear(MARGIN + LABELS, panel * 1.2, 0.0, self.hit_max());
         let ttft = Axis::log(hits.end() + GAP, panel * 2.0, TTFT_MIN, self.ttft_max());
@@ -381,7 +390,8 @@ mod tests {
     fn pictures_hold_every_row_and_no_markup_of_others() {
         let figures = Figures { input_tokens: 10, hit_tokens: 3, reusable_tokens: 4, ..Figures::default() };
         let figures = Figures { ttft: vec![0.5, 1.5], imbalance: 1.25, ..figures };
-        let row = |name: &str, family, gateways| Row::new(name.to_owned(), family, gateways, &[figures.clone()]);
+        let row =
+            |name: &str, family, gateways| Row::new(name.to_owned(), family, gateways, std::slice::from_ref(&figures));
         let rows =
             vec![row("perfect", Family::Perfect, 1), row("a<b", Family::Policy, 4), row("a<b", Family::Policy, 8)];
         let report = Report { title: "t & u".to_owned(), conditions: vec!["c".to_owned()], rows };
