@@ -21,7 +21,7 @@ use super::{
 
 /// Arguments of `smg simulate fleet`.
 #[derive(clap::Args, Debug)]
-pub(super) struct Args {
+pub(super) struct Fleet {
     /// The trace: a JSON object a line with `timestamp` (milliseconds), `input_length`, `output_length` and `hash_ids`, one for
     /// each 512 tokens of the prompt (the form of the Mooncake traces).
     #[arg(long)]
@@ -104,7 +104,7 @@ struct Entry {
     case: Case,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
+pub(super) fn run(args: &Fleet) -> Result<(), Failure> {
     let trace = read(args)?;
     let entries = entries(args)?;
     let answers = if args.engines == Engines::Full { Answers::Inferred } else { Answers::Dropped };
@@ -120,7 +120,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     show(args, &report)
 }
 
-fn read(args: &Args) -> Result<Trace, Failure> {
+fn read(args: &Fleet) -> Result<Trace, Failure> {
     let file = std::fs::File::open(&args.trace).map_err(Failure::system("open the trace"))?;
     let mut text = String::new();
     file.take(TRACE_BYTES_MAX + 1).read_to_string(&mut text).map_err(Failure::system("read the trace"))?;
@@ -133,7 +133,7 @@ fn read(args: &Args) -> Result<Trace, Failure> {
 }
 
 /// What is to be compared: the perfect router first, then everybody asked for, by the number of gateways.
-fn entries(args: &Args) -> Result<Vec<Entry>, Failure> {
+fn entries(args: &Fleet) -> Result<Vec<Entry>, Failure> {
     let in_range = |name: &str, number: usize, most: usize| {
         if (1..=most).contains(&number) {
             return Ok(());
@@ -255,12 +255,12 @@ fn replay(workload: &Workload, entries: &[Entry], seeds: u64) -> Vec<Vec<Figures
     runs
 }
 
-fn title(args: &Args, trace: &Trace) -> String {
+fn title(args: &Fleet, trace: &Trace) -> String {
     let name = args.trace.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     format!("{name}: {} requests on {} engines", trace.requests.len(), args.workers)
 }
 
-fn conditions(args: &Args, workload: &Workload, seeds: u64) -> Vec<String> {
+fn conditions(args: &Fleet, workload: &Workload, seeds: u64) -> Vec<String> {
     let model = match args.engines {
         Engines::Full => "chunked prefill beside decoding, in a limited memory",
         Engines::Prefill => "prefill only, one prompt after the other",
@@ -277,7 +277,7 @@ fn conditions(args: &Args, workload: &Workload, seeds: u64) -> Vec<String> {
     ]
 }
 
-fn show(args: &Args, report: &Report) -> Result<(), Failure> {
+fn show(args: &Fleet, report: &Report) -> Result<(), Failure> {
     let (svg, html) = (args.plot.with_extension("svg"), args.plot.with_extension("html"));
     std::fs::write(&svg, report.svg()).map_err(Failure::system("write the picture"))?;
     std::fs::write(&html, report.html()).map_err(Failure::system("write the page"))?;

@@ -23,14 +23,14 @@ pub(super) struct Args {
     #[command(subcommand)]
     verb: Option<Verb>,
     #[command(flatten)]
-    fleet: Option<replay::Args>,
+    fleet: Option<replay::Fleet>,
 }
 
 /// What to simulate.
 #[derive(Subcommand, Debug)]
 enum Verb {
     /// Replay a trace against engines and gateways, and compare ways to choose.
-    Fleet(replay::Args),
+    Fleet(replay::Fleet),
     /// Clusters of nodes, and the network between them.
     #[command(subcommand)]
     Mesh(Mesh),
