@@ -469,6 +469,7 @@ pub fn metrics_reference() -> Vec<smg_runtime::metrics::Description> {
     fleet_metrics::register(&registrar, &fleet, &gateway, clock, EngineLoads::Shown);
     let _listener = ListenerMetrics::new(&registrar);
     let _prefixes = Prefixes::new(0, fleet, None, &registrar);
+    let _channel = smg_runtime::channel::<()>("reference", 1, &registrar);
     smg_mesh::describe(&registrar);
     let _reload = reload::ReloadMetrics::new(&registrar);
     Tasks::new(shutdown).observe(&registrar);
