@@ -55,7 +55,7 @@ pub(super) struct Fleet {
     #[arg(long, default_value_t = 1_000)]
     ownership_delay: u64,
     /// Tokens that an engine's KV cache holds.
-    #[arg(long, default_value_t = 524_288)]
+    #[arg(long, default_value_t = 524_288, value_parser = clap::value_parser!(u64).range(1_024..))]
     capacity: u64,
     /// Prompt tokens that an engine computes in a second.
     #[arg(long, default_value_t = 8_000.0)]
