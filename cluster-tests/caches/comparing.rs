@@ -64,13 +64,16 @@ async fn a_mesh_finds_caches_as_one_node_does() {
     let count = if is_full() { ways.len() } else { 5 };
     let Some(all) = played(&size, Form::Tokens, &ways[..count]).await else { return };
     let [meshed, one, hashed, apart, predicted, ..] = &all[..] else { unreachable!() };
-    // Sixty follow-up turns tell a share only roughly.
-    let (least, slack) = if is_full() { (0.93, 0.02) } else { (0.55, 0.15) };
-    assert!(meshed.warm_share() >= least && meshed.warm_share() > one.warm_share() - slack);
-    for other in [hashed, apart] {
-        assert!(meshed.hit_share() > other.hit_share() && meshed.first_event_mean < other.first_event_mean);
+    assert!(meshed.hit_share() > hashed.hit_share() && meshed.first_event_mean < hashed.first_event_mean);
+    if !is_full() {
+        // Sixty follow-up turns tell shares only roughly: what is asked of them is asked of the full size.
+        assert!(meshed.warm_share() > 2.0 * hashed.warm_share());
+        assert!(predicted.warm_share() > hashed.warm_share());
+        return;
     }
-    assert!(predicted.hit_share() > if is_full() { 0.9 } else { 0.75 } * meshed.hit_share());
+    assert!(meshed.warm_share() >= 0.93 && meshed.warm_share() > one.warm_share() - 0.02);
+    assert!(meshed.hit_share() > apart.hit_share() && meshed.first_event_mean < apart.first_event_mean);
+    assert!(predicted.hit_share() > 0.9 * meshed.hit_share());
 }
 
 /// The same where only text is known.
@@ -85,6 +88,7 @@ async fn a_mesh_predicts_caches_of_chats() {
     ];
     let Some(all) = played(&size, Form::Chat, &ways).await else { return };
     let [meshed, one, apart] = &all[..] else { unreachable!() };
-    assert!(meshed.warm_share() > one.warm_share() - 0.2);
-    assert!(meshed.hit_share() > apart.hit_share() - 0.05);
+    let slack = if is_full() { 0.02 } else { 0.4 };
+    assert!(meshed.warm_share() > one.warm_share() - slack);
+    assert!(meshed.hit_share() > if is_full() { apart.hit_share() } else { apart.hit_share() - 0.15 });
 }

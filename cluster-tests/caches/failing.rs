@@ -111,7 +111,8 @@ async fn a_rolling_restart_keeps_conversations_where_they_are() {
     print("rolling restart", &figures);
     println!("all {} nodes replaced in {restarted:?}; then {share:.2} of the requests had been made", size.nodes);
     assert_eq!(figures.unanswered, 0, "{:?}", figures.reasons);
-    let (least, slack) = if is_full() { (0.95, 0.02) } else { (0.55, 0.12) };
+    // Few turns tell shares only roughly: what is asked of them is asked of the full size.
+    let (least, slack) = if is_full() { (0.95, 0.02) } else { (0.35, 0.25) };
     assert!(figures.warm_share() >= least && figures.hit_share() > calm.hit_share() - slack);
 }
 

@@ -5,7 +5,7 @@ use smg_mock_worker::{Config, Dialect};
 use super::{
     agents::Play,
     figures::{HEAD, print},
-    setting::{Mesh, Setting, Size, Tells, streams},
+    setting::{Mesh, Setting, Size, Tells, is_full, streams},
 };
 use crate::harness::{Stream, on, took};
 
@@ -71,5 +71,6 @@ async fn prediction_is_nearly_as_good_as_events() {
         hits.push(figures.hit_share());
     }
     println!("prediction has {:.3} of the events' hit share (target 0.90)", hits[1] / hits[0]);
-    assert!(hits[1] > 0.75 * hits[0]);
+    // Few turns tell shares only roughly.
+    assert!(hits[1] > if is_full() { 0.9 } else { 0.6 } * hits[0]);
 }
