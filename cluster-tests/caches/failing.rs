@@ -1,6 +1,6 @@
 //! Conversations that go on through what befalls nodes: a kill, a rolling restart, a split.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::json;
 use smg_fabric::Host;
@@ -37,20 +37,16 @@ async fn another_node_goes_on_with_a_conversation() {
         let mut hits = 0;
         for number in 0..10_u32 {
             let prompt = (0..1_024).map(|place| 1_000 + number * 1_500 + place).collect();
+            let before = chunks_known(&setting.nodes[1]).await;
             let (next, _) = turn(&setting, 0, &format!("first-{number}"), prompt).await;
-            let (_, before) = turn_elsewhere(&setting, number, next).await;
+            let is_heard = async || chunks_known(&setting.nodes[1]).await >= before + 8;
+            took("the other node to know of the first turn", is_heard).await;
+            let (_, before) = turn(&setting, 1, &format!("second-{number}"), next).await;
             hits += u32::from(before >= 1_024);
         }
         println!("events told: {tells:?}: {hits} of 10 conversations went on at another node where their cache is");
         assert!(hits >= 9);
     }
-}
-
-/// The second turn, at the second node, once that knows of the first.
-async fn turn_elsewhere(setting: &Setting, number: u32, prompt: Vec<u32>) -> (Vec<u32>, u64) {
-    // Nodes tell each other what is new several times a second.
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
-    turn(setting, 1, &format!("second-{number}"), prompt).await
 }
 
 /// The node that served conversations is killed; they go on at others as if nothing had been.
@@ -73,18 +69,6 @@ async fn conversations_outlive_the_node_that_served_them() {
     }
     println!("kill -9 of the node that served 20 conversations: {warm} went on where their cache is (target 0.95)");
     assert!(warm >= 19);
-}
-
-/// Whether `holds` comes true within `span`.
-async fn within_reach(span: Duration, mut holds: impl AsyncFnMut() -> bool) -> bool {
-    let started = Instant::now();
-    while started.elapsed() < span {
-        if holds().await {
-            return true;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    false
 }
 
 /// All nodes are replaced one after the other while agents work.
@@ -131,12 +115,7 @@ async fn a_restarted_node_knows_the_caches_again() {
     setting.nodes[last].start().await;
     let answered = started.elapsed();
     let node = &setting.nodes[last];
-    let mut seen = 0;
-    let back = within_reach(Duration::from_secs(30), async || {
-        seen = chunks_known(node).await;
-        seen * 100 >= known * 95
-    });
-    assert!(back.await, "it knows {seen} of {known} chunks: {}", node.page("prefixes").await);
+    took("95 % of the chunks to be back", async || chunks_known(node).await * 100 >= known * 95).await;
     println!("restarted: answers after {answered:?}, knows 95 % of {known} chunks after {:?}", started.elapsed());
     formed(&setting.all()).await;
     println!("  and all nodes the same after {:?}", agreed_on_caches(&setting.all()).await);
