@@ -115,6 +115,8 @@ impl Doors {
 pub(crate) struct Turn {
     /// The id that it carried, at the last try.
     pub(crate) id: String,
+    /// That of the turn it goes on from.
+    pub(crate) parent: Option<String>,
     /// Tokens that the turn before it left in a cache, system prompt included; none if it is the first.
     pub(crate) inherited: Option<u64>,
     /// How much of that is the system prompt.
@@ -185,14 +187,14 @@ impl Agent {
 
     async fn talk(self) -> Vec<Turn> {
         // What each turn left: its prompt, its answer, and their tokens.
-        let mut left: Vec<(History, u64)> = Vec::new();
+        let mut left: Vec<(History, u64, String)> = Vec::new();
         let mut turns = Vec::new();
         for turn in 0..self.script.turns {
             // One turn in six goes back one step, and on from there.
             let back = if turn >= 2 && self.random.below(6) == 0 { 2 } else { 1 };
             let parent = left.len().checked_sub(back).map(|place| left[place].clone());
-            let (mut history, inherited) = match parent {
-                Some((history, tokens)) => (history, Some(tokens)),
+            let (mut history, parent) = match parent {
+                Some((history, tokens, id)) => (history, Some((tokens, id))),
                 None => (self.system.clone(), None),
             };
             let fresh =
@@ -203,8 +205,8 @@ impl Agent {
                     messages.push(json!({ "role": "user", "content": words(&self.random, fresh) }));
                 }
             }
-            let (outcome, text) = self.ask(turn, &history, inherited).await;
-            let is_answered = outcome.is_answered;
+            let (outcome, text) = self.ask(turn, &history, parent).await;
+            let (is_answered, id) = (outcome.is_answered, outcome.id.clone());
             turns.push(outcome);
             if !is_answered {
                 break;
@@ -219,7 +221,7 @@ impl Agent {
                     messages.iter().map(|message| token_ids(message["content"].as_str().unwrap()).len() as u64).sum()
                 }
             };
-            left.push((history, tokens));
+            left.push((history, tokens, id));
             let pause = self.script.pause.mul_f64(0.5 + self.random.unit());
             tokio::time::sleep(pause).await;
         }
@@ -227,7 +229,8 @@ impl Agent {
     }
 
     /// Says one turn, at another node if one fails; what became of it, and the answer.
-    async fn ask(&self, turn: u32, history: &History, inherited: Option<u64>) -> (Turn, String) {
+    async fn ask(&self, turn: u32, history: &History, parent: Option<(u64, String)>) -> (Turn, String) {
+        let (inherited, parent) = parent.unzip();
         let shared = u64::from(self.script.system_tokens);
         let mut failures = Vec::new();
         loop {
@@ -241,7 +244,7 @@ impl Agent {
             let said = timeout(ANSWER_PATIENCE, say(address, &request)).await;
             let why = match said {
                 Ok(Ok((first_event, text))) => {
-                    let turn = Turn { id, inherited, shared, first_event, failures, is_answered: true };
+                    let turn = Turn { id, parent, inherited, shared, first_event, failures, is_answered: true };
                     return (turn, text);
                 }
                 Ok(Err(why)) => format!("node {node}: {why}"),
@@ -250,7 +253,7 @@ impl Agent {
             failures.push(why);
             if failures.len() >= TRIES {
                 let first_event = sent.elapsed();
-                let turn = Turn { id, inherited, shared, first_event, failures, is_answered: false };
+                let turn = Turn { id, parent, inherited, shared, first_event, failures, is_answered: false };
                 return (turn, String::new());
             }
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -20,6 +20,8 @@ pub(crate) struct Figures {
     pub(crate) follow_ups: usize,
     /// Follow-up turns that found most of their conversation where they were sent.
     pub(crate) warm: usize,
+    /// Those that did not although they came to the engine of the turn before: it had let go of it.
+    pub(crate) let_go: usize,
     pub(crate) prompt_tokens: u64,
     pub(crate) cached_tokens: u64,
     pub(crate) first_event_mean: Duration,
@@ -37,7 +39,7 @@ impl Figures {
             for entry in engine.ledger.select(serving) {
                 let Some(id) = caller_id(&entry) else { continue };
                 seconds[number] += (entry.prompt_tokens - entry.cached_tokens) as f64 / rates[number];
-                served.insert(id.to_owned(), (entry.prompt_tokens, entry.cached_tokens));
+                served.insert(id.to_owned(), (number, entry.prompt_tokens, entry.cached_tokens));
             }
         }
         let mean = seconds.iter().sum::<f64>() / seconds.len() as f64;
@@ -55,12 +57,16 @@ impl Figures {
                 continue;
             }
             first_events.push(turn.first_event);
-            let Some(&(prompt, cached)) = served.get(&turn.id) else { continue };
+            let Some(&(engine, prompt, cached)) = served.get(&turn.id) else { continue };
             figures.prompt_tokens += prompt;
             figures.cached_tokens += cached;
             if let Some(inherited) = turn.inherited {
                 figures.follow_ups += 1;
-                figures.warm += usize::from(is_warm(turn, inherited, cached));
+                let is_warm = is_warm(turn, inherited, cached);
+                let before = turn.parent.as_ref().and_then(|parent| served.get(parent));
+                let is_back = before.is_some_and(|(before, ..)| *before == engine);
+                figures.warm += usize::from(is_warm);
+                figures.let_go += usize::from(!is_warm && is_back);
             }
         }
         first_events.sort_unstable();
@@ -88,19 +94,20 @@ fn is_warm(turn: &Turn, inherited: u64, cached: u64) -> bool {
 }
 
 /// The head of a table of [`Figures`].
-pub(crate) const HEAD: &str = "| run | turns | unanswered | failed tries | warm follow-ups | hit share | first event, mean | p99 | busiest / mean |\n\
-     |---|---|---|---|---|---|---|---|---|";
+pub(crate) const HEAD: &str = "| run | turns | unanswered | failed tries | warm follow-ups | let go | hit share | first event, mean | p99 | busiest / mean |\n\
+     |---|---|---|---|---|---|---|---|---|---|";
 
 impl fmt::Display for Figures {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            "{} | {} | {} | {:.3} of {} | {:.3} | {:.3} s | {:.3} s | {:.2} |",
+            "{} | {} | {} | {:.3} of {} | {} | {:.3} | {:.3} s | {:.3} s | {:.2} |",
             self.turns,
             self.unanswered,
             self.failed_tries,
             self.warm_share(),
             self.follow_ups,
+            self.let_go,
             self.hit_share(),
             self.first_event_mean.as_secs_f64(),
             self.first_event_p99.as_secs_f64(),

@@ -1,6 +1,6 @@
 //! One connection: requests in, answers out, and an eye on the caller while it waits.
 
-use std::{future::pending, sync::Arc};
+use std::{future::pending, net::SocketAddr, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
@@ -54,6 +54,7 @@ async fn suffer_at_accept(fault: &Fault) -> Option<Ending> {
 }
 
 async fn exchanges(worker: &Arc<Worker>, stream: &mut TcpStream, number: u64) -> Ending {
+    let caller = stream.peer_addr().ok();
     let (reader, mut writer) = stream.split();
     let mut inlet = Inlet { reader, buffer: BytesMut::new() };
     let mut out = Vec::new();
@@ -64,7 +65,7 @@ async fn exchanges(worker: &Arc<Worker>, stream: &mut TcpStream, number: u64) ->
             Err(Closed::Silently) => return Ending::Fin,
             Err(Closed::Refused(why)) => return refuse(&mut writer, why).await,
         };
-        let turn = Turn { worker, connection: number, is_reused };
+        let turn = Turn { worker, connection: number, caller, is_reused };
         if let Some(ending) = turn.exchange(head, &mut inlet, &mut writer, &mut out).await {
             return ending;
         }
@@ -83,6 +84,7 @@ async fn refuse(writer: &mut WriteHalf<'_>, why: BadRequest) -> Ending {
 struct Turn<'w> {
     worker: &'w Arc<Worker>,
     connection: u64,
+    caller: Option<SocketAddr>,
     is_reused: bool,
 }
 
@@ -117,7 +119,7 @@ impl Turn<'_> {
         if routes::is_control(head.path()) {
             return worker.ledger.unlisted();
         }
-        worker.ledger.enter(self.connection, |entry: &mut Entry| {
+        worker.ledger.enter(self.connection, self.caller, |entry: &mut Entry| {
             entry.method = head.method().to_owned();
             entry.path = head.path().to_owned();
             if worker.config.bench.is_none() {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -41,6 +42,8 @@ pub struct Entry {
     pub id: u64,
     /// The connection it came on, counted from 1.
     pub connection: u64,
+    /// Where that connection comes from; none if it broke before that was known.
+    pub caller: Option<SocketAddr>,
     /// Its method.
     pub method: String,
     /// Its path, without the query.
@@ -183,6 +186,7 @@ impl Ledger {
         json!({
             "id": entry.id,
             "connection": entry.connection,
+            "caller": entry.caller,
             "method": entry.method,
             "path": entry.path,
             "request_id": entry.request_id,
@@ -206,8 +210,13 @@ impl Ledger {
     }
 
     /// Enters a request that has just been received.
-    pub(crate) fn enter(&self, connection: u64, describe: impl FnOnce(&mut Entry)) -> Record {
-        let mut entry = Entry::received(connection);
+    pub(crate) fn enter(
+        &self,
+        connection: u64,
+        caller: Option<SocketAddr>,
+        describe: impl FnOnce(&mut Entry),
+    ) -> Record {
+        let mut entry = Entry::received(connection, caller);
         describe(&mut entry);
         let mut pages = self.0.pages.lock();
         if pages.entries.len() >= self.0.entries_max {
@@ -234,10 +243,11 @@ impl Ledger {
 }
 
 impl Entry {
-    fn received(connection: u64) -> Self {
+    fn received(connection: u64, caller: Option<SocketAddr>) -> Self {
         Self {
             id: 0,
             connection,
+            caller,
             method: String::new(),
             path: String::new(),
             request_id: None,

@@ -8,7 +8,7 @@ use crate::{report, tools};
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Run one benchmark only: routing, mesh or overhead
+    /// Run one benchmark only: routing, prefix, tokens, mesh or overhead
     #[arg(long)]
     only: Option<String>,
     /// A few seconds each, to see that they work
@@ -24,9 +24,12 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     match options.only.as_deref() {
         None => {
             bench("routing", options)?;
+            prefix(options)?;
+            bench("tokens", options)?;
             mesh(options)?;
             bench("overhead", options)
         }
+        Some("prefix") => prefix(options),
         Some("mesh") => {
             mesh(options)?;
             // Among all benchmarks this stage is one of the overhead's own.
@@ -34,6 +37,15 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
         }
         Some(only) => bench(only, options),
     }
+}
+
+/// The prefix index alone, then in one run with those that others publish: a package of its own, for what they need is not what
+/// we build on.
+fn prefix(options: &Options) -> Result<(), Error> {
+    bench("prefix", options)?;
+    report::step("cargo run --manifest-path benches/rivals/Cargo.toml");
+    let step = Step::cargo().args(["run", "--quiet", "--release", "--manifest-path", "benches/rivals/Cargo.toml"]);
+    step.args(["--target-dir", "target/rivals"]).run()
 }
 
 /// What the mesh computes and sends, then how fast many simulated nodes notice and agree.

@@ -264,6 +264,7 @@ impl Plane {
             return;
         }
         self.alive = alive;
+        self.peers.retain(|node, peer| self.alive.contains(node) || !peer.copies.is_empty());
         let workers: Vec<WorkerId> = self.workers.keys().copied().collect();
         workers.into_iter().for_each(|worker| self.settle(worker, now));
     }
