@@ -183,6 +183,16 @@ text_id! {
     RequestId
 }
 
+text_id! {
+    /// Names whom limits, usage and stored objects belong to.
+    TenantId
+}
+
+text_id! {
+    /// Names an API key without telling it.
+    KeyId
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ pub mod time;
 
 pub use backoff::Backoff;
 pub use bounded::TtlMap;
-pub use id::{ModelId, PeerId, RequestId, WorkerId};
+pub use id::{KeyId, ModelId, PeerId, RequestId, TenantId, WorkerId};
 pub use random::{Random, SplitMix};
 pub use secret::Secret;
 pub use size::ByteSize;

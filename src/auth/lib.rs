@@ -1,0 +1,1 @@
+//! Who calls: API keys and tokens of identity providers, turned into a principal.
