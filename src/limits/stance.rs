@@ -1,0 +1,98 @@
+//! What nodes tell each other of a counter, and what a node may take of it by itself.
+
+use crate::rule::{OnSplit, Rule};
+
+/// What a node tells the others of one of its counters: not what it did, but how it stands. A later word replaces an earlier one, all
+/// zero is what is told when nothing is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Slot {
+    /// What the node took within its window and has not given back.
+    pub used: u64,
+    /// How much of `used` is above the node's rights, and so came out of the shared part.
+    pub shared: u64,
+    /// How much of `used` will still count half a window later.
+    pub lasting: u64,
+    /// The greatest charge refused since the last word for want of rights, rounded up to a power of two; zero if none was.
+    pub wants: u64,
+}
+
+/// The nodes that hear each other after some were lost without a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// How many still hear each other, this one included.
+    pub alive: u32,
+    /// How many they were before.
+    pub clean: u32,
+}
+
+/// How a node stands among others: which part of the rights is its own, and whether it may spend it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stance {
+    /// This node's place among the members, from zero.
+    pub rank: u32,
+    /// How many divide the rights; at least one.
+    pub members: u32,
+    /// Whether the node may spend its rights: false while it hears no majority.
+    pub holds_rights: bool,
+    /// Set while nodes are cut off.
+    pub split: Option<Split>,
+}
+
+impl Default for Stance {
+    /// A node by itself, to which all belongs.
+    fn default() -> Self {
+        Self { rank: 0, members: 1, holds_rights: true, split: None }
+    }
+}
+
+/// What a node may take of a counter: its own use may reach `own` and, beyond that, what the others leave of `shared`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowance {
+    /// The node's rights, which nobody else spends.
+    pub own: u64,
+    /// The part that everybody spends.
+    pub shared: u64,
+}
+
+impl Stance {
+    /// The node's part of `rights`: they are divided evenly, what remains goes to the first in rank.
+    pub fn base(&self, rights: u64) -> u64 {
+        let members = u64::from(self.members.max(1));
+        rights / members + u64::from(u64::from(self.rank) < rights % members)
+    }
+
+    /// What a node that stands so may take by `rule`, `lent` being what it was lent of others' rights (negative: lent away or owed).
+    pub fn allowance(&self, rule: &Rule, lent: i64) -> Allowance {
+        let own = if self.holds_rights { self.base(rule.rights()).saturating_add_signed(lent) } else { 0 };
+        let shared = match (self.split, rule.on_split) {
+            (None, _) | (Some(_), OnSplit::FailOpen) => rule.shared(),
+            (Some(_), OnSplit::FailClosed) => 0,
+            (Some(split), OnSplit::KeepShare) => split.part(rule.shared()),
+        };
+        Allowance { own, shared }
+    }
+}
+
+impl Split {
+    fn part(self, amount: u64) -> u64 {
+        let clean = u128::from(self.clean.max(1));
+        let alive = u128::from(self.alive).min(clean);
+        u64::try_from(u128::from(amount) * alive / clean).unwrap_or(amount)
+    }
+}
+
+/// How this node itself stands with a counter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// What it took within the window.
+    pub used: u64,
+    /// What it may take; zero for a counter whose rule this node has not met.
+    pub allowance: Allowance,
+    /// What [`Limiter::lend`](crate::Limiter::lend) set.
+    pub lent: i64,
+}
+
+/// The bytes are no snapshot of a counter. The counter is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a snapshot of a counter")]
+pub struct SnapshotError;
