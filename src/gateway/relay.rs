@@ -186,7 +186,9 @@ impl Answering {
         let rates = &self.routed.worker.state.rates;
         if let Some(ttft) = self.trail.engine_ttft().filter(|_| self.prepared.hints.stream) {
             let ttft = ttft.saturating_sub(self.routed.path_rtt());
-            rates.observe_ttft(input.saturating_sub(cached.unwrap_or(0)) + self.routed.load.tokens_ahead(), ttft);
+            // Streams that are not asked for usage do not say what was cached: then the prediction has to do.
+            let computed = input.saturating_sub(cached.unwrap_or(self.routed.predicted_tokens));
+            rates.observe_ttft(computed + self.routed.load.tokens_ahead(), ttft);
         }
         if let Some(gap) = self.trail.gap_mean() {
             rates.observe_gap(gap);
