@@ -8,4 +8,4 @@ mod stance;
 pub use limiter::{Demand, Figures, Limiter, LimiterConfig, Refused, Reservation, Standing};
 pub use rule::{Dimension, Mode, OnSplit, Rule, RuleId, Scope, Unnamed, Window};
 pub use rules::{Applied, CounterId, RULES_MAX, Rules, RulesError, Subject};
-pub use stance::{Allowance, Own, Slot, SnapshotError, Split, Stance};
+pub use stance::{Allowance, Own, Share, Slot, SnapshotError, Split, Stance};

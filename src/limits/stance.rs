@@ -1,6 +1,8 @@
 //! What nodes tell each other of a counter, and what a node may take of it by itself.
 
-use crate::rule::{OnSplit, Rule};
+use smg_base::Timestamp;
+
+use crate::rule::{Mode, OnSplit, Rule, Window};
 
 /// What a node tells the others of one of its counters: not what it did, but how it stands. A later word replaces an earlier one, all
 /// zero is what is told when nothing is left.
@@ -25,15 +27,23 @@ pub struct Split {
     pub clean: u32,
 }
 
-/// How a node stands among others: which part of the rights is its own, and whether it may spend it.
+/// A node's part of what is divided as rights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stance {
-    /// This node's place among the members, from zero.
+pub struct Share {
+    /// The node's place among those who divide, from zero. Who is behind the last gets nothing of what an even division leaves.
     pub rank: u32,
     /// How many divide the rights; at least one.
     pub members: u32,
-    /// Whether the node may spend its rights: false while it hears no majority.
-    pub holds_rights: bool,
+}
+
+/// How a node stands among others: which part of the rights is its own, and until when it may spend it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stance {
+    /// Its part by [`class`](Self::class) of window; none while it holds no rights there.
+    pub shares: [Option<Share>; Self::CLASSES],
+    /// When its rights end unless it hears of others before. Compared with the time of each charge, so that a process that stood
+    /// still meanwhile spends nothing that others were given.
+    pub rights_until: Timestamp,
     /// Set while nodes are cut off.
     pub split: Option<Split>,
 }
@@ -41,7 +51,8 @@ pub struct Stance {
 impl Default for Stance {
     /// A node by itself, to which all belongs.
     fn default() -> Self {
-        Self { rank: 0, members: 1, holds_rights: true, split: None }
+        let shares = [Some(Share { rank: 0, members: 1 }); Self::CLASSES];
+        Self { shares, rights_until: Timestamp::from_nanos(u64::MAX), split: None }
     }
 }
 
@@ -54,16 +65,32 @@ pub struct Allowance {
     pub shared: u64,
 }
 
-impl Stance {
-    /// The node's part of `rights`: they are divided evenly, what remains goes to the first in rank.
-    pub fn base(&self, rights: u64) -> u64 {
+impl Share {
+    /// The part of `rights`: they are divided evenly, what remains goes to the first in rank.
+    pub fn of(self, rights: u64) -> u64 {
         let members = u64::from(self.members.max(1));
         rights / members + u64::from(u64::from(self.rank) < rights % members)
     }
+}
+
+impl Stance {
+    /// Classes of windows: each window, and what has none.
+    pub const CLASSES: usize = Window::ALL.len() + 1;
+
+    /// The class of a window.
+    pub const fn class(window: Option<Window>) -> usize {
+        match window {
+            Some(window) => window as usize,
+            None => Self::CLASSES - 1,
+        }
+    }
 
     /// What a node that stands so may take by `rule`, `lent` being what it was lent of others' rights (negative: lent away or owed).
-    pub fn allowance(&self, rule: &Rule, lent: i64) -> Allowance {
-        let own = if self.holds_rights { self.base(rule.rights()).saturating_add_signed(lent) } else { 0 };
+    pub fn allowance(&self, rule: &Rule, lent: i64, now: Timestamp) -> Allowance {
+        let own = match self.shares[Self::class(rule.window)] {
+            Some(share) if now < self.rights_until => share.of(rule.rights()).saturating_add_signed(lent),
+            _ => 0,
+        };
         let shared = match (self.split, rule.on_split) {
             (None, _) | (Some(_), OnSplit::FailOpen) => rule.shared(),
             (Some(_), OnSplit::FailClosed) => 0,
@@ -90,6 +117,8 @@ pub struct Own {
     pub allowance: Allowance,
     /// What [`Limiter::lend`](crate::Limiter::lend) set.
     pub lent: i64,
+    /// How its rule is divided; none for a rule that this node has not met.
+    pub mode: Option<Mode>,
 }
 
 /// The bytes are no snapshot of a counter. The counter is as it was.
