@@ -7,6 +7,7 @@
 pub mod config;
 mod error;
 mod fleet_metrics;
+mod limits;
 mod live;
 mod mesh;
 mod node;

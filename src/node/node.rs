@@ -23,6 +23,7 @@ use crate::{
     config::{Config, Inputs},
     error::Error,
     fleet_metrics::{self, EngineLoads},
+    limits::Limits,
     live::Live,
     mesh::{self, Mesh},
     prefixes::{Prefixes, prompts, seed},
@@ -53,6 +54,7 @@ struct Services {
     live: Arc<Live>,
     clock: Arc<dyn Clock>,
     prefixes: Prefixes,
+    limits: Limits,
     shutdown: Shutdown,
     tasks: Tasks,
 }
@@ -203,9 +205,10 @@ impl Node {
         telemetry.observe(&registrar);
         services.register(&config, &registrar);
         services.start_upkeep(&config, &registrar);
-        let inbox = services.prefixes.inbox();
+        let inboxes = mesh::Inboxes { prefixes: services.prefixes.inbox(), limits: services.limits.inbox() };
         services.start_prefixes(&registrar);
-        let mesh = mesh.map(|mesh| mesh.start(&gateway, &live, &config, inbox, &tasks));
+        services.limits.clone().start(&tasks);
+        let mesh = mesh.map(|mesh| mesh.start(&gateway, &live, &config, inboxes, &tasks));
         let reload_metrics = reload::ReloadMetrics::new(&registrar);
         let listener_metrics = ListenerMetrics::new(&registrar);
         let serve_metrics = smg_telemetry::serve_metrics(sockets.metrics, registrar, shutdown.clone());
@@ -280,6 +283,7 @@ impl Services {
         let prefixes = Prefixes::new(hash_seed, fleet.clone(), mesh.map(Mesh::others), registrar);
         let page = prefixes.clone();
         let prefix_page: smg_gateway::PrefixPage = Arc::new(move |policies| page.page(policies));
+        let limits = Limits::new(clock.clone(), mesh.map(Mesh::others));
         let parts = Parts {
             fleet: fleet.clone(),
             upstream: upstream.clone(),
@@ -299,7 +303,7 @@ impl Services {
         let gateway = Gateway::new(settings::gateway_start(config, hooks), settings::gateway(config), parts);
         let live = Arc::new(Live::new(gateway.clone(), fleet.clone(), config));
         let tasks = Tasks::new(shutdown.clone());
-        Ok(Self { gateway, gate, fleet, upstream, live, clock, prefixes, shutdown, tasks })
+        Ok(Self { gateway, gate, fleet, upstream, live, clock, prefixes, limits, shutdown, tasks })
     }
 
     fn register(&self, config: &Config, registrar: &Registrar) {

@@ -26,13 +26,14 @@ use tokio::{
 };
 
 use super::{
+    Inboxes,
     known::{Known, Row},
     link::Link,
     own::Reports,
     shared::{self, Shared},
     spec::{self, KeyState, Told},
 };
-use crate::{live::Live, prefixes::Inbox};
+use crate::live::Live;
 
 /// Shortest time between two looks at what this node has to tell, and that while requests are in flight.
 const PACE: Duration = Duration::from_millis(100);
@@ -83,8 +84,8 @@ pub(crate) struct Parts {
     /// The machine that this node's loopback addresses mean.
     pub(crate) scope: String,
     pub(crate) declared: watch::Receiver<Declared>,
-    /// Where what is about caches goes.
-    pub(crate) prefixes: Arc<Inbox>,
+    /// Where what is about caches and limits goes.
+    pub(crate) inboxes: Inboxes,
 }
 
 /// The bridge.
@@ -148,7 +149,7 @@ impl Bridge {
                 Ok(()) = self.parts.declared.changed() => self.declare(),
                 Some((op, outcome)) = self.writes.next() => self.written(op, outcome),
                 () = to_tell.notified() => {
-                    self.parts.prefixes.nudge();
+                    self.parts.inboxes.prefixes.nudge();
                     self.look_soon();
                 }
                 () = sleep_until(self.look) => self.tell(),
@@ -206,7 +207,12 @@ impl Bridge {
                 self.parts.known.facts().config.insert(key, value);
             }
             Event::Refused(refusal) => self.parts.known.refuse(refusal.to_string()),
-            Event::Entry { writer, kind: Kind::Prefixes, key, value } => self.parts.prefixes.put(writer, key, value),
+            Event::Entry { writer, kind: Kind::Prefixes, key, value } => {
+                self.parts.inboxes.prefixes.put(writer, key, value)
+            }
+            Event::Entry { writer, kind: kind @ (Kind::Limits | Kind::Budgets), key, value } => {
+                self.parts.inboxes.limits.put(writer, kind, key, value);
+            }
             Event::Entry { .. } | Event::Written { .. } | Event::Left => {}
         }
     }
@@ -217,7 +223,7 @@ impl Bridge {
             self.look_soon();
         }
         self.parts.known.stand(standing);
-        self.parts.prefixes.moved();
+        self.parts.inboxes.prefixes.moved();
         tracing::info!(standing = standing.as_str(), "in the mesh");
     }
 
@@ -225,7 +231,8 @@ impl Bridge {
         let known = self.parts.known.clone();
         let before = known.facts().members.insert(member.node, member.clone());
         if before.as_ref().is_none_or(|before| before.state != member.state) {
-            self.parts.prefixes.moved();
+            self.parts.inboxes.prefixes.moved();
+            self.parts.inboxes.limits.moved();
         }
         if before.as_ref().is_none_or(|before| before.state != member.state) && !member.is_self {
             tracing::info!(node = member.name, state = member.state.as_str(), address = %member.address, "mesh member");
@@ -357,7 +364,7 @@ impl Bridge {
             (placed, reach.home)
         };
         self.parts.fleet.set_reach(worker, reach);
-        self.parts.prefixes.moved();
+        self.parts.inboxes.prefixes.moved();
         self.look_soon();
         let is_elsewhere = home.is_some_and(|home| home != self.parts.link.node());
         let source = if is_elsewhere { EngineSource::Heard } else { EngineSource::Asked };
@@ -439,7 +446,7 @@ impl Bridge {
         self.looked = Instant::now();
         if self.reports.is_busy() {
             // Prompts were sent that others are to be told of.
-            self.parts.prefixes.nudge();
+            self.parts.inboxes.prefixes.nudge();
         }
         let waits = !self.unsettled.is_empty() || matches!(self.seeding, Seeding::At(_)) || !self.queue.is_empty();
         self.look = self.looked + if waits || self.reports.is_busy() { PACE } else { REST };

@@ -55,7 +55,7 @@ fn stage() -> Stage {
         clock: clock.clone(),
         scope: "here".to_owned(),
         declared: declare.subscribe(),
-        prefixes: Arc::default(),
+        inboxes: Inboxes { prefixes: Arc::default(), limits: Arc::default() },
     });
     Stage { bridge, link, fleet, known, clock, declare }
 }

@@ -34,11 +34,13 @@ pub(crate) use setup::{Surroundings, name, open, scope};
 pub(crate) use shared::Shared;
 
 use self::{bridge::Bridge, cluster::MeshCluster, link::MeshPeers};
-use crate::{
-    config::Config,
-    live::Live,
-    prefixes::{Inbox, Others},
-};
+use crate::{config::Config, limits, live::Live, prefixes, prefixes::Others};
+
+/// Where what other nodes tell is left for those who read it.
+pub(crate) struct Inboxes {
+    pub(crate) prefixes: Arc<prefixes::Inbox>,
+    pub(crate) limits: Arc<limits::Inbox>,
+}
 
 /// A mesh whose port is bound and that nothing drives yet.
 pub(crate) struct Mesh {
@@ -99,7 +101,7 @@ impl Mesh {
         gateway: &Arc<Gateway>,
         live: &Arc<Live>,
         config: &Config,
-        prefixes: Arc<Inbox>,
+        inboxes: Inboxes,
         tasks: &Tasks,
     ) -> Running {
         let smg_mesh::Parts { mesh, events, relayed, driver } = self.parts;
@@ -120,7 +122,7 @@ impl Mesh {
             clock: self.cluster.clock.clone(),
             scope: self.scope,
             declared,
-            prefixes,
+            inboxes,
         });
         let bridged = bridge.run(events, shutdown.clone());
         tasks.spawn(TaskKind::Mesh, "mesh bridge", stay(bridged, known.clone(), shutdown));
