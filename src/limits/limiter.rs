@@ -1,16 +1,32 @@
 //! The counters of a node, and the decisions taken from them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
+use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
-use smg_base::Timestamp;
+use smg_base::{Timestamp, map::StableMap};
 
 use crate::{
+    counter::Moment,
     rule::{Dimension, Rule},
-    rules::{CounterId, Rules, Subject},
-    stance::{Own, Slot, SnapshotError, Stance},
+    rules::{Applied, CounterId, Rules, Subject},
+    shard::{Shard, Telling},
+    stance::Stance,
 };
+
+/// Parts of the table: enough that two requests seldom want one lock.
+const SHARDS: usize = 64;
+/// Counters looked through in each part by one [`Limiter::sweep`].
+const SWEPT: usize = 64;
+/// When to come back where only others can tell when it will do.
+const UNKNOWN: Duration = Duration::from_secs(1);
 
 /// How large a limiter may become, and where its time begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,14 +92,26 @@ pub struct Refused {
 #[derive(Debug, Default)]
 #[must_use = "what is not settled is never given back"]
 pub struct Reservation {
-    taken: SmallVec<[(); 4]>,
+    taken: SmallVec<[Taken; 4]>,
 }
 
 impl Reservation {
-    /// Whether no rule was met.
+    /// Whether nothing was taken, because no rule was met.
     pub fn is_empty(&self) -> bool {
         self.taken.is_empty()
     }
+}
+
+/// What was taken of one counter.
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    counter: CounterId,
+    amount: u64,
+    /// Where the counter was.
+    place: u32,
+    /// The slot it was taken in.
+    tick: u32,
+    dimension: Dimension,
 }
 
 /// How a limit stands, over all nodes that were heard.
@@ -97,7 +125,7 @@ pub struct Standing {
     pub reset: Duration,
 }
 
-/// What a limiter holds and has refused for want of room.
+/// What a limiter holds, and what it had no room for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
     /// Counters held.
@@ -110,109 +138,262 @@ pub struct Figures {
     pub full: u64,
 }
 
+/// The rules in force, and which of all that ever were.
+#[derive(Debug, Default)]
+pub(crate) struct InForce {
+    pub(crate) rules: Arc<Rules>,
+    pub(crate) generation: u32,
+}
+
 /// The counters of a node.
+///
+/// A decision takes one short lock for each rule that it meets. A refused request has taken nothing when the answer is there; while it is
+/// decided, what its narrower rules granted may keep another request of the same subject out.
 #[derive(Debug)]
 pub struct Limiter {
     config: LimiterConfig,
-    rules: ArcSwap<Rules>,
-    stance: ArcSwap<Stance>,
+    pub(crate) in_force: ArcSwap<InForce>,
+    pub(crate) stance: ArcSwap<Stance>,
+    pub(crate) shards: Box<[Mutex<Shard>]>,
+    counters: AtomicUsize,
+    full: AtomicU64,
+    /// Other nodes by the numbers that counters keep for them.
+    pub(crate) nodes: RwLock<StableMap<u64, u16>>,
+    /// The part of the table that is asked first for changes.
+    pub(crate) turn: AtomicUsize,
+    /// Held by whoever replaces the rules.
+    replacing: Mutex<()>,
 }
 
 impl Limiter {
     /// A limiter without rules.
     pub fn new(config: LimiterConfig) -> Self {
-        Self { config, rules: ArcSwap::default(), stance: ArcSwap::default() }
+        Self {
+            config,
+            in_force: ArcSwap::default(),
+            stance: ArcSwap::default(),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            counters: AtomicUsize::new(0),
+            full: AtomicU64::new(0),
+            nodes: RwLock::default(),
+            turn: AtomicUsize::new(0),
+            replacing: Mutex::new(()),
+        }
     }
 
     /// Puts other rules in force. Counters of rules that are in both stay as they are.
     pub fn reconfigure(&self, rules: Arc<Rules>) {
-        self.rules.store(rules);
+        let _replacing = self.replacing.lock();
+        let before = self.in_force.load_full();
+        let generation = before.generation.wrapping_add(1);
+        let places: StableMap<_, _> = (0_u16..).zip(rules.all()).map(|(place, rule)| (rule.id, place)).collect();
+        let moved = |rule: u16| {
+            let known = before.rules.get(rule).and_then(|rule| places.get(&rule.id));
+            known.copied().unwrap_or(crate::counter::NO_RULE)
+        };
+        self.in_force.store(Arc::new(InForce { rules, generation }));
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            shard.generation = generation;
+            shard.all_mut().for_each(|counter| counter.rule = moved(counter.rule));
+        }
     }
 
     /// The rules in force.
     pub fn rules(&self) -> Arc<Rules> {
-        self.rules.load_full()
+        Arc::clone(&self.in_force.load().rules)
     }
 
-    /// Charges all rules that `subject` meets, or none of them.
+    /// Charges all rules that `subject` meets, or none of them. What a rule does not count of a request is not held against it: a charge
+    /// of nothing is always granted.
     pub fn reserve(&self, subject: &Subject<'_>, demand: &Demand, now: Timestamp) -> Result<Reservation, Refused> {
-        let _ = (subject, demand, now);
-        Ok(Reservation::default())
+        let in_force = self.in_force.load();
+        let mut reservation = Reservation::default();
+        if in_force.rules.is_empty() {
+            return Ok(reservation);
+        }
+        let stance = self.stance.load();
+        let moment = self.moment(now);
+        for applied in in_force.rules.of(subject) {
+            let Some(rule) = in_force.rules.get(applied.rule) else { continue };
+            let amount = demand.of(rule.dimension);
+            if amount == 0 {
+                continue;
+            }
+            let charge = Charge { applied, rule, amount, generation: in_force.generation };
+            match self.charge(&charge, &stance, moment) {
+                Ok(taken) => reservation.taken.push(taken),
+                Err(refused) => {
+                    self.settle(reservation, &Demand::default(), now);
+                    return Err(refused);
+                }
+            }
+        }
+        Ok(reservation)
+    }
+
+    fn charge(&self, charge: &Charge<'_>, stance: &Stance, moment: Moment) -> Result<Taken, Refused> {
+        let Charge { applied, rule, amount, generation } = *charge;
+        if amount > rule.amount {
+            return Err(Refused { retry_after: Duration::MAX, never: true, ..refused(rule, UNKNOWN) });
+        }
+        let tick = moment.short_tick(rule.window);
+        let mut shard = self.shard(applied.counter).lock();
+        let place = match shard.find(applied.counter) {
+            Some(place) => place,
+            None => {
+                self.insert(&mut shard, applied.counter, moment, self.config.counters_max).ok_or_else(|| full(rule))?
+            }
+        };
+        let is_current = shard.generation == generation;
+        let Some(counter) = shard.at_mut(place) else { return Err(full(rule)) };
+        if is_current {
+            counter.rule = applied.rule;
+        }
+        counter.advance(tick);
+        let allowance = stance.allowance(rule, counter.lent, moment.now);
+        if counter.fits(amount, allowance, tick) {
+            counter.take(amount);
+            let tick = counter.tick();
+            shard.mark(place, self.telling());
+            return Ok(Taken { counter: applied.counter, amount, place, tick, dimension: rule.dimension });
+        }
+        let retry_after = counter.fits_in(amount, allowance, moment).unwrap_or(UNKNOWN);
+        let is_wanting = rule.rights() > 0;
+        if is_wanting {
+            counter.want(amount);
+        }
+        if is_wanting || !counter.is_as_told() {
+            shard.mark(place, self.telling());
+        }
+        Err(refused(rule, retry_after))
     }
 
     /// Replaces what was reserved by what was used, in the slot of the reservation if that still counts. More than was reserved is debt:
     /// it may exceed a limit, and later requests wait for it.
     pub fn settle(&self, reservation: Reservation, actual: &Demand, now: Timestamp) {
-        let _ = (reservation, actual, now);
+        let moment = self.moment(now);
+        for taken in reservation.taken {
+            let mut shard = self.shard(taken.counter).lock();
+            let Some(place) = shard.find_at(taken.counter, taken.place) else { continue };
+            let Some(counter) = shard.at_mut(place) else { continue };
+            let before = counter.used();
+            if taken.dimension == Dimension::Concurrency {
+                counter.end(taken.amount);
+            } else {
+                counter.advance(moment.short_tick(taken.counter.window()));
+                counter.correct(taken.tick, taken.amount, actual.of(taken.dimension));
+            }
+            if counter.used() != before {
+                shard.mark(place, self.telling());
+            }
+        }
     }
 
     /// Shows how the limits stand that `subject` meets.
     pub fn standing(&self, subject: &Subject<'_>, now: Timestamp, visit: &mut dyn FnMut(&Rule, Standing)) {
-        let _ = (subject, now, visit);
+        let in_force = self.in_force.load();
+        let moment = self.moment(now);
+        for applied in in_force.rules.of(subject) {
+            if let Some(rule) = in_force.rules.get(applied.rule) {
+                visit(rule, self.standing_of(rule, applied.counter, moment));
+            }
+        }
     }
 
-    /// Removes counters in which nothing counts any more, some thousands at a call.
+    fn standing_of(&self, rule: &Rule, counter: CounterId, moment: Moment) -> Standing {
+        let tick = moment.short_tick(rule.window);
+        let mut shard = self.shard(counter).lock();
+        let place = shard.find(counter);
+        let Some(counter) = place.and_then(|place| shard.at_mut(place)) else {
+            return Standing { limit: rule.amount, remaining: rule.amount, reset: Duration::ZERO };
+        };
+        counter.advance(tick);
+        let used = counter.used().saturating_add(counter.others(tick).used);
+        Standing {
+            limit: rule.amount,
+            remaining: rule.amount.saturating_sub(used),
+            reset: if used == 0 { Duration::ZERO } else { counter.empty_in(moment) },
+        }
+    }
+
+    /// Removes counters in which nothing counts any more, looking through some thousands at a call.
     pub fn sweep(&self, now: Timestamp) {
-        let _ = now;
+        let moment = self.moment(now);
+        for shard in &self.shards {
+            let removed = shard.lock().look_through(SWEPT, usize::MAX, moment, self.telling());
+            self.counters.fetch_sub(removed, Relaxed);
+        }
     }
 
     /// What is held.
     pub fn figures(&self) -> Figures {
-        Figures { counters_max: self.config.counters_max, ..Figures::default() }
+        let mut figures =
+            Figures { counters_max: self.config.counters_max, full: self.full.load(Relaxed), ..Figures::default() };
+        for shard in &self.shards {
+            let shard = shard.lock();
+            figures.counters += shard.len();
+            figures.bytes += shard.bytes();
+        }
+        figures
     }
 
-    /// How this node stands among others, from now on.
-    pub fn set_stance(&self, stance: Stance) {
-        self.stance.store(Arc::new(stance));
+    pub(crate) fn moment(&self, now: Timestamp) -> Moment {
+        let origin = self.config.unix_ms_at_origin.saturating_mul(1_000_000);
+        Moment { now, nanos: origin.saturating_add(now.as_nanos()) }
     }
 
-    /// How this node stands among others.
-    pub fn stance(&self) -> Stance {
-        **self.stance.load()
+    pub(crate) fn counters_max(&self) -> usize {
+        self.config.counters_max
     }
 
-    /// Sets what is added to this node's base right in a counter. Stays until it is set again; zero forgets it.
-    pub fn lend(&self, counter: CounterId, lent: i64, now: Timestamp) {
-        let _ = (counter, lent, now);
+    pub(crate) fn telling(&self) -> Telling {
+        if self.config.is_meshed { Telling::Others } else { Telling::Nobody }
     }
 
-    /// How this node stands with a counter, if it has it.
-    pub fn own(&self, counter: CounterId, now: Timestamp) -> Option<Own> {
-        let _ = (counter, now);
-        None
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "six bits")]
+    pub(crate) fn shard(&self, counter: CounterId) -> &Mutex<Shard> {
+        &self.shards[(counter.0 >> 58) as usize % SHARDS]
     }
 
-    /// Tells at most `max` of this node's counters whose [`Slot`] is not the one told last, those that changed first before others.
-    /// Called often: it also looks through some thousands of counters for what has passed out of its window.
-    pub fn changed(&self, max: usize, now: Timestamp, visit: &mut dyn FnMut(CounterId, Slot)) {
-        let _ = (max, now, visit);
+    /// Counters that may be made for what others say of subjects that have not come here: some room is left for those that do.
+    pub(crate) fn counters_for_others(&self) -> usize {
+        self.config.counters_max - self.config.counters_max / 8
     }
 
-    /// Takes another node's word. It counts for a window from now, its fading part for half of one.
-    pub fn hear(&self, node: u64, counter: CounterId, slot: Slot, now: Timestamp) {
-        let _ = (node, counter, slot, now);
+    /// Makes a counter, in the place of one in which nothing counts if there are `counters_max` already.
+    pub(crate) fn insert(&self, shard: &mut Shard, id: CounterId, moment: Moment, counters_max: usize) -> Option<u32> {
+        if self.counters.fetch_add(1, Relaxed) >= counters_max {
+            // Either a counter goes and its place is taken, or this one is not made.
+            self.counters.fetch_sub(1, Relaxed);
+            if !shard.make_room(moment, self.telling()) {
+                self.full.fetch_add(1, Relaxed);
+                return None;
+            }
+        }
+        let place = shard.insert(id, moment.short_tick(id.window()));
+        if place.is_none() {
+            self.counters.fetch_sub(1, Relaxed);
+        }
+        place
     }
+}
 
-    /// A node is gone: nothing of it runs any more. What it used in windows stays until these pass, so tell its end with this and not with
-    /// zeros.
-    pub fn forget_node(&self, node: u64) {
-        let _ = node;
-    }
+/// One rule's charge.
+#[derive(Clone, Copy)]
+struct Charge<'a> {
+    applied: Applied,
+    rule: &'a Rule,
+    amount: u64,
+    generation: u32,
+}
 
-    /// Writes down every durable counter of this node in which something counts.
-    pub fn snapshot(&self, now: Timestamp, visit: &mut dyn FnMut(CounterId, &[u8])) {
-        let _ = (now, visit);
-    }
+fn refused(rule: &Rule, retry_after: Duration) -> Refused {
+    Refused { rule: Arc::clone(&rule.name), dimension: rule.dimension, limit: rule.amount, retry_after, never: false }
+}
 
-    /// Writes down one counter of this node after what is in `bytes`; false if nothing counts in it.
-    pub fn snapshot_of(&self, counter: CounterId, now: Timestamp, bytes: &mut Vec<u8>) -> bool {
-        let _ = (counter, now, bytes);
-        false
-    }
-
-    /// Takes back what was written down, with the age it has by now. What is taken back twice counts once.
-    pub fn restore(&self, counter: CounterId, bytes: &[u8], now: Timestamp) -> Result<(), SnapshotError> {
-        let _ = (counter, bytes, now);
-        Ok(())
-    }
+/// All counters are in use.
+fn full(rule: &Rule) -> Refused {
+    Refused { rule: "all counters are in use".into(), ..refused(rule, UNKNOWN) }
 }
