@@ -243,7 +243,7 @@ mod tests {
         spend(&first, 300, hours(0));
         spend(&first, 5, hours(2));
         let (_, bytes) = written(&first, hours(2));
-        assert_eq!(bytes, [0]);
+        assert_eq!(bytes, [1, 188, 197, 38, 9, 0, 0, 0, 5, 172, 2]);
     }
 
     #[test]
