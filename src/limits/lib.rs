@@ -13,6 +13,7 @@ mod counter;
 mod limiter;
 #[cfg(test)]
 mod limiter_tests;
+pub mod mesh;
 mod rule;
 mod rules;
 #[cfg(test)]

@@ -119,6 +119,8 @@ pub struct Own {
     pub lent: i64,
     /// How its rule is divided; none for a rule that this node has not met.
     pub mode: Option<Mode>,
+    /// What its rule divides as rights, all nodes together.
+    pub rights: u64,
 }
 
 /// The bytes are no snapshot of a counter. The counter is as it was.

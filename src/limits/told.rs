@@ -7,6 +7,7 @@ use smg_base::Timestamp;
 use crate::{
     counter::{Counter, GONE, Heard, Moment},
     limiter::{InForce, Limiter},
+    rule::Rule,
     rules::CounterId,
     stance::{Allowance, Own, Slot, Stance},
 };
@@ -49,8 +50,9 @@ impl Limiter {
         let counter = shard.at_mut(place)?;
         counter.advance(moment.short_tick(counter.id.window()));
         let allowance = self.allowance(&in_force, counter, moment).unwrap_or_default();
-        let mode = in_force.rules.get(counter.rule).map(|rule| rule.mode);
-        Some(Own { used: counter.used(), allowance, lent: counter.lent, mode })
+        let rule = in_force.rules.get(counter.rule);
+        let (mode, rights) = (rule.map(|rule| rule.mode), rule.map_or(0, Rule::rights));
+        Some(Own { used: counter.used(), allowance, lent: counter.lent, mode, rights })
     }
 
     /// Tells at most `max` of this node's counters whose [`Slot`] is not the one told last, all parts of the table in turn and in each the

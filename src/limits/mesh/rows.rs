@@ -21,6 +21,8 @@ pub(super) enum Key {
     Counter(CounterId),
     /// What the node lent of a counter's rights.
     Grants(CounterId),
+    /// The node has too little of a counter's rights.
+    Wanted(CounterId),
     /// A sign of life, and whose it has seen.
     Beat,
     /// When counters were last told of.
@@ -34,6 +36,7 @@ impl Key {
         match self {
             Self::Counter(counter) => counter.0.to_le_bytes().to_vec(),
             Self::Grants(counter) => [&b"g"[..], &counter.0.to_le_bytes()].concat(),
+            Self::Wanted(counter) => [&b"w"[..], &counter.0.to_le_bytes()].concat(),
             Self::Beat => b"b".to_vec(),
             Self::Stamp => b"t".to_vec(),
             Self::Register => b"r".to_vec(),
@@ -47,6 +50,7 @@ impl Key {
             b"t" => Some(Self::Stamp),
             b"r" => Some(Self::Register),
             [b'g', rest @ ..] if rest.len() == 8 => counter(rest).map(Self::Grants),
+            [b'w', rest @ ..] if rest.len() == 8 => counter(rest).map(Self::Wanted),
             _ => counter(key).map(Self::Counter),
         }
     }
@@ -90,7 +94,8 @@ impl View {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ballot {
     pub(super) round: u64,
-    pub(super) node: u64,
+    /// The run that makes it: two runs of one node never make the same.
+    pub(super) run: u64,
 }
 
 /// An attempt to agree on the view after the one of the register it is in.
@@ -114,6 +119,8 @@ pub(super) struct Register {
     pub(super) view: Option<View>,
     /// Classes in which it may have spent more than its part of that view.
     pub(super) over: u8,
+    /// Classes in which its parts may not grow yet.
+    pub(super) pending: u8,
     /// Its parts of the rights.
     pub(super) shares: [Option<Share>; Stance::CLASSES],
     /// It takes part in no attempt before this one.
@@ -143,6 +150,26 @@ pub(super) struct Grants {
     pub(super) run: u64,
     pub(super) view: u64,
     pub(super) to: Vec<(u64, u64)>,
+}
+
+/// A node has refused a charge for want of rights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// Counts what this run wanted.
+    pub(super) number: u64,
+    /// What all nodes together divide, for those that have not met the counter.
+    pub(super) rights: u64,
+}
+
+impl Value for Wanted {
+    fn write(&self, bytes: &mut Writer) {
+        bytes.number(self.number);
+        bytes.number(self.rights);
+    }
+
+    fn read(bytes: &mut Reader<'_>) -> Option<Self> {
+        Some(Self { number: bytes.number()?, rights: bytes.number()? })
+    }
 }
 
 /// A value that is kept in lanes.
@@ -250,7 +277,7 @@ impl Reader<'_> {
 
 impl Value for Slot {
     fn write(&self, bytes: &mut Writer) {
-        [self.used, self.shared, self.lasting, self.wants].map(|number| bytes.number(number));
+        [self.used, self.shared, self.lasting, self.wants].into_iter().for_each(|number| bytes.number(number));
     }
 
     fn read(bytes: &mut Reader<'_>) -> Option<Self> {
@@ -324,11 +351,11 @@ impl Value for View {
 impl Value for Ballot {
     fn write(&self, bytes: &mut Writer) {
         bytes.number(self.round);
-        bytes.id(self.node);
+        bytes.id(self.run);
     }
 
     fn read(bytes: &mut Reader<'_>) -> Option<Self> {
-        Some(Self { round: bytes.number()?, node: bytes.id()? })
+        Some(Self { round: bytes.number()?, run: bytes.id()? })
     }
 }
 
@@ -339,6 +366,7 @@ impl Value for Register {
         bytes.0.push(u8::from(self.remembers));
         bytes.option(self.view.as_ref(), |bytes, view| view.write(bytes));
         bytes.0.push(self.over);
+        bytes.0.push(self.pending);
         for share in &self.shares {
             bytes.option(share.as_ref(), |bytes, share| {
                 bytes.number(u64::from(share.rank));
@@ -358,7 +386,7 @@ impl Value for Register {
 
     fn read(bytes: &mut Reader<'_>) -> Option<Self> {
         let (serial, run, remembers) = (bytes.number()?, bytes.id()?, bytes.flag()?);
-        let (view, over) = (bytes.option(View::read)?, bytes.byte()?);
+        let (view, over, pending) = (bytes.option(View::read)?, bytes.byte()?, bytes.byte()?);
         let mut shares = [None; Stance::CLASSES];
         for share in &mut shares {
             *share = bytes.option(|bytes| {
@@ -370,7 +398,7 @@ impl Value for Register {
         let accepted = bytes.option(|bytes| Some((Ballot::read(bytes)?, View::read(bytes)?)))?;
         let proposal =
             bytes.option(|bytes| Some(Proposal { ballot: Ballot::read(bytes)?, view: bytes.option(View::read)? }))?;
-        Some(Self { serial, run, remembers, view, over, shares, promised, accepted, proposal })
+        Some(Self { serial, run, remembers, view, over, pending, shares, promised, accepted, proposal })
     }
 }
 
@@ -432,10 +460,11 @@ mod tests {
             remembers: true,
             view: Some(view(4)),
             over: 1,
+            pending: 32,
             shares,
-            promised: Ballot { round: 2, node: 5 },
-            accepted: Some((Ballot { round: 1, node: 1 }, view(5))),
-            proposal: Some(Proposal { ballot: Ballot { round: 2, node: 5 }, view: None }),
+            promised: Ballot { round: 2, run: 5 },
+            accepted: Some((Ballot { round: 1, run: 1 }, view(5))),
+            proposal: Some(Proposal { ballot: Ballot { round: 2, run: 5 }, view: None }),
         }
     }
 
@@ -460,7 +489,15 @@ mod tests {
         check(&Beat::default());
         check(&Grants { run: 1, view: 1, to: vec![(2, 3)] });
         check(&Stamp(1 << 41));
-        for key in [Key::Counter(CounterId(7)), Key::Grants(CounterId(7)), Key::Beat, Key::Stamp, Key::Register] {
+        check(&Wanted { number: 1, rights: u64::MAX });
+        for key in [
+            Key::Counter(CounterId(7)),
+            Key::Grants(CounterId(7)),
+            Key::Wanted(CounterId(7)),
+            Key::Beat,
+            Key::Stamp,
+            Key::Register,
+        ] {
             assert_eq!(Key::of(&key.bytes()), Some(key));
         }
         assert_eq!(Key::of(b"x"), None);
@@ -483,7 +520,7 @@ mod tests {
                 }
             }
             let _ = (Slot::decode(&bytes), Kept::decode(&bytes), Beat::decode(&bytes), Stamp::decode(&bytes));
-            let _ = (Register::decode(&bytes), Grants::decode(&bytes), Key::of(&bytes));
+            let _ = (Register::decode(&bytes), Grants::decode(&bytes), Wanted::decode(&bytes), Key::of(&bytes));
             let views = Register::decode(&bytes).into_iter().filter_map(|register| register.view);
             for view in views {
                 assert!(view.seats.len() * 16 <= bytes.len());
