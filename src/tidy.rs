@@ -28,7 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // services
     ("runtime", &["base"]),
     ("telemetry", &["runtime", "base"]),
-    ("admission", &["limits", "runtime", "base"]),
+    ("admission", &["runtime", "base"]),
     ("auth", &["runtime", "base"]),
     ("mesh", &["mesh-proto", "runtime", "base"]),
     ("store", &["base"]),

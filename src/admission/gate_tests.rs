@@ -18,21 +18,23 @@ fn gate(config: Config) -> Gate {
     Gate::new(config, Arc::new(SystemClock::new()), &Registrar::new())
 }
 
-type Admission<'a> = Pin<Box<dyn Future<Output = Result<Permit, Refusal>> + Send + 'a>>;
+const SOMEBODY: Ask<'static> = Ask { tenant: "default", class: Class::Default, cost: 100 };
+
+type Arriving<'a> = Pin<Box<dyn Future<Output = Result<Permit, Refusal>> + Send + 'a>>;
 
 /// A request that has come to the gate and, as checked, has to wait.
-fn waits(gate: &Gate) -> Admission<'_> {
-    let mut admission: Admission<'_> = Box::pin(gate.admit());
+fn waits(gate: &Gate) -> Arriving<'_> {
+    let mut admission: Arriving<'_> = Box::pin(gate.admit(SOMEBODY));
     assert!(poll(&mut admission).is_pending());
     admission
 }
 
-fn poll(admission: &mut Admission<'_>) -> Poll<Result<Permit, Refusal>> {
+fn poll(admission: &mut Arriving<'_>) -> Poll<Result<Permit, Refusal>> {
     admission.as_mut().poll(&mut Context::from_waker(Waker::noop()))
 }
 
 async fn passes(gate: &Gate) -> Permit {
-    gate.admit().await.expect("there is room")
+    gate.admit(SOMEBODY).await.expect("there is room")
 }
 
 #[test]
@@ -59,7 +61,7 @@ async fn those_who_wait_pass_in_the_order_of_arrival() {
     let gate = gate(config(1, 3));
     let permit = passes(&gate).await;
     let (first, mut second, mut third) = (waits(&gate), waits(&gate), waits(&gate));
-    assert!(matches!(gate.admit().await, Err(Refusal::QueueFull { .. })));
+    assert!(matches!(gate.admit(SOMEBODY).await, Err(Refusal::QueueFull { .. })));
     drop(permit);
     assert!(poll(&mut third).is_pending());
     assert!(poll(&mut second).is_pending());
@@ -95,7 +97,7 @@ async fn nobody_waits_longer_than_allowed() {
     let permit = passes(&gate).await;
     let start = Instant::now();
     let second = waits(&gate);
-    let refusal = gate.admit().await.expect_err("nobody departs");
+    let refusal = gate.admit(SOMEBODY).await.expect_err("nobody departs");
     assert_eq!(start.elapsed(), Duration::from_secs(60));
     let retry_after = refusal.retry_after();
     assert_eq!(refusal, Refusal::QueueTimeout { retry_after });
@@ -122,7 +124,7 @@ async fn the_time_to_come_back_is_about_what_it_takes() {
         line.push_back(waits(&gate));
         time::advance(Duration::from_millis(500)).await;
     }
-    let Err(Refusal::QueueFull { retry_after }) = gate.admit().await else { panic!("eight wait") };
+    let Err(Refusal::QueueFull { retry_after }) = gate.admit(SOMEBODY).await else { panic!("eight wait") };
     let expected = Duration::from_millis(4_500);
     assert!(retry_after.abs_diff(expected) < Duration::from_millis(500), "{retry_after:?}");
 }
@@ -152,7 +154,7 @@ async fn starts_are_spread_at_the_rate() {
     for _ in 0..60 {
         let (gate, passed) = (gate.clone(), Arc::clone(&passed));
         tasks.spawn(TaskKind::Job, "request", async move {
-            drop(gate.admit().await.expect("the queue is long"));
+            drop(gate.admit(SOMEBODY).await.expect("the queue is long"));
             passed.fetch_add(1, Ordering::Relaxed);
         });
     }
@@ -183,7 +185,7 @@ async fn no_wake_up_is_lost_between_threads() {
             let random = SplitMix::new(seed);
             for _ in 0..300 {
                 let patience = random.below(8);
-                let admission = gate.admit();
+                let admission = gate.admit(SOMEBODY);
                 let admitted = if patience < 2 { within(admission, patience).await } else { Some(admission.await) };
                 let Some(admitted) = admitted else { continue };
                 let Ok(permit) = admitted else {
@@ -230,9 +232,9 @@ async fn what_happens_is_counted() {
     let gate = Gate::new(config(1, 1), Arc::new(SystemClock::new()), &registrar);
     let permit = passes(&gate).await;
     drop(waits(&gate));
-    assert!(gate.admit().await.is_err());
+    assert!(gate.admit(SOMEBODY).await.is_err());
     let waiting = waits(&gate);
-    assert!(gate.admit().await.is_err());
+    assert!(gate.admit(SOMEBODY).await.is_err());
     let check = |lines: &[&str]| {
         let text = registrar.encode();
         for line in lines {
@@ -254,4 +256,94 @@ async fn what_happens_is_counted() {
     drop(permit);
     drop(waiting.await.expect("the place is free"));
     check(&["smg_admission_in_flight 0", "smg_admission_queue_depth 0", "smg_admission_wait_seconds_count 2"]);
+}
+
+fn scheduler(change: impl FnOnce(&mut Scheduler)) -> Config {
+    let mut scheduler = Scheduler::default();
+    change(&mut scheduler);
+    Config { scheduler: Some(scheduler), ..Config::default() }
+}
+
+const fn ask(class: Class) -> Ask<'static> {
+    Ask { class, ..SOMEBODY }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_urgent_take_the_place_of_those_nobody_has_heard_of() {
+    let registrar = Registrar::new();
+    let gate = Gate::new(scheduler(|_| {}), Arc::new(SystemClock::new()), &registrar);
+    gate.follow(NonZeroUsize::new(2));
+    let heard = gate.admit(ask(Class::Bulk)).await.expect("there is room");
+    let unheard = gate.admit(ask(Class::Bulk)).await.expect("there is room");
+    heard.admission().begun();
+    let mut preempted: [Pin<Box<dyn Future<Output = ()>>>; 2] = [&heard, &unheard].map(|permit| {
+        let admission = permit.admission().clone();
+        Box::pin(async move { admission.preempted().await }) as Pin<Box<dyn Future<Output = ()>>>
+    });
+    let mut tell = |index: usize| preempted[index].as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+    assert!(!tell(0) && !tell(1));
+    let mut urgent: Arriving<'_> = Box::pin(gate.admit(ask(Class::Interactive)));
+    assert!(poll(&mut urgent).is_pending());
+    assert!(!tell(0) && tell(1));
+    drop(unheard);
+    let urgent = urgent.await.expect("a place came free");
+    let text = registrar.encode();
+    for line in [
+        r#"smg_scheduler_preemption_total{by_class="interactive",victim_class="bulk"} 1"#,
+        r#"smg_scheduler_admit_total{class="bulk",outcome="admitted"} 2"#,
+        r#"smg_scheduler_admit_total{class="interactive",outcome="admitted"} 1"#,
+        r#"smg_scheduler_inflight{class="interactive"} 1"#,
+        r#"smg_scheduler_queue_wait_seconds_count{class="interactive"} 1"#,
+        "smg_scheduler_utilization 1",
+        "smg_admission_in_flight_max 2",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is missing in {text}");
+    }
+    drop(urgent);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_capacity_is_the_workers_unless_a_limit_is_set() {
+    let gate = gate(scheduler(|_| {}));
+    gate.follow(NonZeroUsize::new(1));
+    let first = passes(&gate).await;
+    let mut second = waits(&gate);
+    gate.follow(NonZeroUsize::new(2));
+    let Poll::Ready(Ok(second)) = poll(&mut second) else { panic!("another worker came") };
+    gate.reconfigure(Config { concurrent_max: NonZeroUsize::new(1), ..scheduler(|_| {}) });
+    drop(first);
+    drop(waits(&gate));
+    gate.reconfigure(Config::default());
+    drop(passes(&gate).await);
+    drop(second);
+}
+
+#[tokio::test]
+async fn nobody_gets_a_better_class_by_asking() {
+    let plain = gate(Config::default());
+    assert_eq!(plain.classify(Some("system"), Some("system")), Class::Default);
+    let gate = gate(scheduler(|_| {}));
+    let check = |wants, may, expected| assert_eq!(gate.classify(wants, may), expected, "{wants:?} of {may:?}");
+    check(None, None, Class::Default);
+    check(Some("system"), None, Class::Default);
+    check(Some("bulk"), None, Class::Bulk);
+    check(Some("Interactive"), Some("system"), Class::Interactive);
+    check(Some("system"), Some("interactive"), Class::Interactive);
+    check(Some("whatever"), Some("system"), Class::Default);
+    check(None, Some("bulk"), Class::Bulk);
+    check(Some("system"), Some("whatever"), Class::Default);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_makes_way_for_another_tenant() {
+    let gate = gate(config(1, 3));
+    let permit = passes(&gate).await;
+    let mut crowd = [waits(&gate), waits(&gate), waits(&gate)];
+    let mut other: Arriving<'_> = Box::pin(gate.admit(Ask { tenant: "other", ..SOMEBODY }));
+    assert!(poll(&mut other).is_pending());
+    assert!(matches!(poll(&mut crowd[2]), Poll::Ready(Err(Refusal::QueueFull { .. }))));
+    assert_eq!(gate.queue_depth(), 3);
+    let admission = permit.admission().clone();
+    drop(permit);
+    admission.correct(5_000);
 }

@@ -2,8 +2,14 @@
 //!
 //! Invariants, which hold between any two calls:
 //! - nobody waits while there is room, except for the next token of the bucket;
-//! - a token is waited for by the first in line, who was told to set an alarm for it;
-//! - places are given in the order of arrival, and a place given to somebody who left meanwhile goes to the next.
+//! - a token is waited for by one of those who wait, who was told to set an alarm for it;
+//! - no place goes to a class beyond its reservation while somebody waits in one that has not got its own, unless the
+//!   other has been passed over for longer than its terms allow;
+//! - within a class, places are given by the turns of its tenants, and to each tenant's in the order of arrival;
+//! - a place given to somebody who left meanwhile goes to the next.
+//!
+//! A reservation keeps no place empty: it is borrowed while its class does not need it, and the next that comes free is
+//! the class's again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,30 +19,66 @@ use std::{
 
 use smg_base::Timestamp;
 
-use crate::{bucket::Bucket, pace::Pace};
+use crate::{
+    bucket::Bucket,
+    class::{Class, Classes, Preemption},
+    pace::Pace,
+    queue::{Charge, Queue, TenantKey},
+};
 
-/// A place in the line. Later arrivals have greater ones.
-pub(crate) type Ticket = u64;
-
-/// Calls somebody who waits to [`Line::look`] again.
-pub(crate) trait Bell {
-    /// Must not block, and must not be lost if it comes before the waiting starts.
+/// Calls somebody.
+pub(crate) trait Bell: Clone {
+    /// Who waits must [`Line::look`] again. Must not block, and must not be lost if it comes before the waiting starts.
     fn ring(&self);
+
+    /// Who is in flight must depart, if nobody has heard of it yet. The same holds.
+    fn preempt(&self);
 }
 
 /// The bounds of a line.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     pub(crate) concurrent_max: Option<NonZeroUsize>,
-    pub(crate) queue_max: usize,
     pub(crate) rate_per_second: Option<f64>,
+    pub(crate) classes: Classes,
+}
+
+/// Who comes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Newcomer {
+    pub(crate) class: Class,
+    pub(crate) tenant: TenantKey,
+    pub(crate) cost: u64,
+}
+
+/// A place in the line. Later arrivals have greater numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket {
+    number: u64,
+    class: Class,
+    tenant: TenantKey,
+}
+
+/// The right to be in flight, which ends with [`Line::depart`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pass {
+    ticket: Ticket,
+    /// None if nobody waited, so that nobody had to be considered.
+    charge: Option<Charge>,
+}
+
+impl Pass {
+    /// Whether it cost its tenant anything.
+    pub(crate) fn is_charged(&self) -> bool {
+        self.charge.is_some()
+    }
 }
 
 /// What became of a newcomer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Arrival {
     /// It is in flight.
-    Admitted,
+    Admitted(Pass),
     /// It waits, and must [`Line::look`] now and whenever its bell rings.
     Queued(Ticket),
     /// The line is full; it counts nowhere.
@@ -47,24 +89,63 @@ pub(crate) enum Arrival {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Look {
     /// It is in flight; its ticket is void.
-    Admitted,
+    Admitted(Pass),
+    /// The line was full and its place went to somebody of a tenant with fewer; its ticket is void.
+    Displaced,
     /// It goes on waiting, and must look again at this time if there is one.
     Wait(Option<Timestamp>),
+}
+
+/// What has happened so far, by class.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    /// Turns that a class got because it had been passed over for long.
+    pub(crate) promoted: [u64; 4],
+    /// Requests told to depart: of this class, for that one.
+    pub(crate) preempted: [[u64; 4]; 4],
 }
 
 #[derive(Debug)]
 pub(crate) struct Line<B> {
     bounds: Bounds,
+    reserved: [usize; 4],
     bucket: Option<Bucket>,
     pace: Pace,
-    /// Those in flight, those in `granted` included.
-    in_flight: usize,
-    waiting: BTreeMap<Ticket, B>,
+    classes: [Standing<B>; 4],
     /// Those who were given a place and have not looked yet.
-    granted: BTreeSet<Ticket>,
+    granted: BTreeMap<Ticket, Pass>,
+    /// Those whose place was taken and who have not looked yet.
+    displaced: BTreeSet<Ticket>,
     /// Who has set an alarm for the bucket's next token.
     alarm: Option<Ticket>,
-    next: Ticket,
+    next: u64,
+    tally: Tally,
+}
+
+/// How a class stands.
+#[derive(Debug)]
+struct Standing<B> {
+    queue: Queue<B>,
+    /// When those who wait were last served, or began to wait.
+    served: Timestamp,
+    /// Those in flight, those in `granted` included.
+    in_flight: usize,
+    /// Of those, whom nobody has heard of yet, where somebody may preempt them.
+    unheard: BTreeMap<u64, B>,
+    /// Of those in flight, who has been told to depart.
+    told: BTreeSet<u64>,
+}
+
+impl<B> Default for Standing<B> {
+    fn default() -> Self {
+        Self {
+            queue: Queue::default(),
+            served: Timestamp::ORIGIN,
+            in_flight: 0,
+            unheard: BTreeMap::new(),
+            told: BTreeSet::new(),
+        }
+    }
 }
 
 enum Room {
@@ -79,77 +160,130 @@ impl<B: Bell> Line<B> {
     pub(crate) fn new(bounds: Bounds) -> Self {
         Self {
             bounds,
+            reserved: reserved(&bounds),
             bucket: bounds.rate_per_second.and_then(Bucket::new),
             pace: Pace::default(),
-            in_flight: 0,
-            waiting: BTreeMap::new(),
-            granted: BTreeSet::new(),
+            classes: std::array::from_fn(|_| Standing::default()),
+            granted: BTreeMap::new(),
+            displaced: BTreeSet::new(),
             alarm: None,
             next: 0,
+            tally: Tally::default(),
         }
     }
 
-    pub(crate) fn bounds(&self) -> Bounds {
-        self.bounds
+    pub(crate) fn bounds(&self) -> &Bounds {
+        &self.bounds
     }
 
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight
+        self.classes.iter().map(|class| class.in_flight).sum()
     }
 
     pub(crate) fn depth(&self) -> usize {
-        self.waiting.len()
+        self.classes.iter().map(|class| class.queue.depth()).sum()
     }
 
-    /// Somebody comes. `bell` is called for only if it has to wait.
-    pub(crate) fn arrive(&mut self, now: Timestamp, bell: impl FnOnce() -> B) -> Arrival {
-        if self.waiting.is_empty() && matches!(self.room(now), Room::Free) {
-            self.enter(now);
-            return Arrival::Admitted;
+    pub(crate) fn in_flight_of(&self, class: Class) -> usize {
+        self.class(class).in_flight
+    }
+
+    pub(crate) fn depth_of(&self, class: Class) -> usize {
+        self.class(class).queue.depth()
+    }
+
+    pub(crate) fn reserved_for(&self, class: Class) -> usize {
+        self.reserved[class.index()]
+    }
+
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Somebody comes. `bell` is called for only if it has to wait, or may be preempted.
+    pub(crate) fn arrive(&mut self, newcomer: Newcomer, now: Timestamp, bell: impl FnOnce() -> B) -> Arrival {
+        let Newcomer { class, tenant, cost } = newcomer;
+        let ticket = Ticket { number: self.next, class, tenant };
+        if self.depth() == 0 && matches!(self.room(now), Room::Free) {
+            self.next += 1;
+            let bell = self.may_be_preempted(class).then(bell);
+            self.enter(ticket, bell, now);
+            return Arrival::Admitted(Pass { ticket, charge: None });
         }
-        if self.waiting.len() >= self.bounds.queue_max {
+        if self.class(class).queue.depth() >= self.bounds.classes.of(class).queue_max && !self.displace_for(ticket) {
             return Arrival::Full;
         }
-        let ticket = self.next;
         self.next += 1;
-        self.waiting.insert(ticket, bell());
+        let standing = self.class_mut(class);
+        if standing.queue.depth() == 0 {
+            standing.served = now;
+        }
+        standing.queue.push(tenant, ticket.number, cost, bell());
+        self.preempt(now);
         Arrival::Queued(ticket)
     }
 
     /// Somebody who waits wants to know.
     pub(crate) fn look(&mut self, ticket: Ticket, now: Timestamp) -> Look {
-        let first = self.is_first(ticket);
-        if first && !self.is_full() {
+        if !self.is_full() && !self.has_alarm() && self.waits(ticket) {
             self.alarm = Some(ticket);
         }
         self.serve(now);
-        if self.granted.remove(&ticket) {
-            return Look::Admitted;
+        if let Some(pass) = self.granted.remove(&ticket) {
+            return Look::Admitted(pass);
+        }
+        if self.displaced.remove(&ticket) {
+            return Look::Displaced;
+        }
+        if self.alarm != Some(ticket) {
+            return Look::Wait(None);
         }
         match self.room(now) {
-            Room::At(ready) if first => Look::Wait(Some(ready)),
-            _ => Look::Wait(None),
+            Room::At(ready) => Look::Wait(Some(ready)),
+            Room::Free | Room::None => {
+                self.alarm = None;
+                Look::Wait(None)
+            }
         }
     }
 
     /// Somebody who waits, or was given a place without having looked, goes away.
     pub(crate) fn leave(&mut self, ticket: Ticket, now: Timestamp) {
-        if self.granted.remove(&ticket) {
-            // The place was never used, so it tells nothing about the pace.
-            self.in_flight -= 1;
-        } else {
-            self.waiting.remove(&ticket);
+        if let Some(pass) = self.granted.remove(&ticket) {
+            // The place was never used, so it tells nothing about the pace, and costs nothing.
+            self.correct(pass, 0);
+            self.exit(ticket);
+        } else if !self.displaced.remove(&ticket) {
+            self.class_mut(ticket.class).queue.remove(ticket.tenant, ticket.number);
         }
         self.serve(now);
         self.settle();
     }
 
+    /// The answer to somebody in flight has begun: from now on it is not preempted.
+    pub(crate) fn begun(&mut self, pass: Pass, now: Timestamp) {
+        let Ticket { number, class, .. } = pass.ticket;
+        let standing = self.class_mut(class);
+        standing.unheard.remove(&number);
+        if standing.told.remove(&number) {
+            // It was too late to tell it; somebody else may do.
+            self.preempt(now);
+        }
+    }
+
+    /// Somebody who was admitted needed `cost`, as is known now.
+    pub(crate) fn correct(&mut self, pass: Pass, cost: u64) {
+        if let Some(charge) = pass.charge {
+            self.class_mut(pass.ticket.class).queue.correct(pass.ticket.tenant, charge, cost);
+        }
+    }
+
     /// Somebody who was in flight has finished.
-    pub(crate) fn depart(&mut self, now: Timestamp) {
+    pub(crate) fn depart(&mut self, pass: Pass, now: Timestamp) {
         if self.is_full() {
             self.pace.departed(now);
         }
-        self.in_flight -= 1;
+        self.exit(pass.ticket);
         self.serve(now);
         self.settle();
     }
@@ -162,6 +296,7 @@ impl<B: Bell> Line<B> {
             (bucket, _) => bucket,
         };
         self.bounds = bounds;
+        self.reserved = reserved(&bounds);
         // Whoever set an alarm set it for the old rate.
         self.alarm = None;
         self.settle();
@@ -171,11 +306,14 @@ impl<B: Bell> Line<B> {
         }
     }
 
-    /// After how long somebody who is turned away now would find the present line served.
-    pub(crate) fn retry_after(&self, now: Timestamp) -> Duration {
+    /// After how long somebody like this who is turned away now would find those before it served.
+    pub(crate) fn retry_after(&self, class: Class, tenant: TenantKey, now: Timestamp) -> Duration {
         let by_rate = self.bucket.as_ref().map_or(Duration::ZERO, Bucket::interval);
         let by_departures = if self.is_full() { self.departure_interval(now) } else { Duration::ZERO };
-        let ahead = u32::try_from(self.waiting.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let more_urgent: usize =
+            Class::ALL.into_iter().take_while(|other| *other < class).map(|other| self.depth_of(other)).sum();
+        let ahead = more_urgent + self.class(class).queue.ahead_of(tenant);
+        let ahead = u32::try_from(ahead).unwrap_or(u32::MAX).saturating_add(1);
         by_rate.max(by_departures).saturating_mul(ahead).clamp(RETRY_MIN, RETRY_MAX)
     }
 
@@ -183,12 +321,24 @@ impl<B: Bell> Line<B> {
         self.pace.interval(now).unwrap_or_default().max(RETRY_MIN)
     }
 
-    fn is_first(&self, ticket: Ticket) -> bool {
-        self.waiting.first_key_value().is_some_and(|(first, _)| *first == ticket)
+    fn class(&self, class: Class) -> &Standing<B> {
+        &self.classes[class.index()]
+    }
+
+    fn class_mut(&mut self, class: Class) -> &mut Standing<B> {
+        &mut self.classes[class.index()]
+    }
+
+    fn waits(&self, ticket: Ticket) -> bool {
+        self.class(ticket.class).queue.contains(ticket.tenant, ticket.number)
+    }
+
+    fn has_alarm(&self) -> bool {
+        self.alarm.is_some_and(|ticket| self.waits(ticket))
     }
 
     fn is_full(&self) -> bool {
-        self.bounds.concurrent_max.is_some_and(|most| self.in_flight >= most.get())
+        self.bounds.concurrent_max.is_some_and(|most| self.in_flight() >= most.get())
     }
 
     fn room(&self, now: Timestamp) -> Room {
@@ -201,35 +351,120 @@ impl<B: Bell> Line<B> {
         }
     }
 
-    fn enter(&mut self, now: Timestamp) {
+    fn enter(&mut self, ticket: Ticket, bell: Option<B>, now: Timestamp) {
         if let Some(bucket) = &mut self.bucket {
             bucket.take(now);
         }
-        self.in_flight += 1;
+        let standing = self.class_mut(ticket.class);
+        standing.in_flight += 1;
+        if let Some(bell) = bell {
+            standing.unheard.insert(ticket.number, bell);
+        }
         if self.is_full() {
             self.pace.full(now);
         }
     }
 
-    /// Gives places to those first in line while there is room, and sees to it that a token is waited for.
+    fn exit(&mut self, ticket: Ticket) {
+        let standing = self.class_mut(ticket.class);
+        standing.in_flight -= 1;
+        standing.unheard.remove(&ticket.number);
+        standing.told.remove(&ticket.number);
+    }
+
+    /// Makes room in the queue of a newcomer's class, if another tenant has most of it.
+    fn displace_for(&mut self, ticket: Ticket) -> bool {
+        let Some((tenant, number, waiting)) = self.class_mut(ticket.class).queue.displace_for(ticket.tenant) else {
+            return false;
+        };
+        self.displaced.insert(Ticket { number, class: ticket.class, tenant });
+        waiting.bell.ring();
+        true
+    }
+
+    /// Gives places to those whose turn it is while there is room, and sees to it that a token is waited for.
     fn serve(&mut self, now: Timestamp) {
-        while let Some((&first, bell)) = self.waiting.first_key_value() {
+        while let Some(class) = self.next_class(now) {
             match self.room(now) {
-                Room::None => return,
+                Room::None => break,
                 Room::At(_) => {
-                    if self.alarm != Some(first) {
+                    if !self.has_alarm()
+                        && let Some(bell) = self.class(class).queue.any()
+                    {
                         bell.ring();
                     }
-                    return;
+                    break;
                 }
-                Room::Free => {
-                    bell.ring();
-                    self.waiting.remove(&first);
-                    self.granted.insert(first);
-                    self.enter(now);
-                }
+                Room::Free => self.grant(class, now),
             }
         }
+        self.preempt(now);
+    }
+
+    fn grant(&mut self, class: Class, now: Timestamp) {
+        let may_be_preempted = self.may_be_preempted(class);
+        let standing = self.class_mut(class);
+        let Some(next) = standing.queue.take() else { return };
+        standing.served = now;
+        let ticket = Ticket { number: next.number, class, tenant: next.tenant };
+        next.bell.ring();
+        self.granted.insert(ticket, Pass { ticket, charge: Some(next.charge) });
+        self.enter(ticket, may_be_preempted.then_some(next.bell), now);
+    }
+
+    /// The class that the next place goes to: one that has been passed over for too long; one that has not got what is
+    /// reserved for it; the most urgent one.
+    fn next_class(&mut self, now: Timestamp) -> Option<Class> {
+        let waiting = || Class::ALL.into_iter().filter(|class| self.depth_of(*class) > 0);
+        let is_short = |class: &Class| self.class(*class).in_flight < self.reserved_for(*class);
+        let usual = waiting().find(is_short).or_else(|| waiting().next())?;
+        let is_overdue =
+            |class: &Class| now.since(self.class(*class).served) >= self.bounds.classes.of(*class).passed_over_max;
+        let Some(overdue) = waiting().find(is_overdue).filter(|overdue| *overdue != usual) else {
+            return Some(usual);
+        };
+        if matches!(self.room(now), Room::Free) {
+            self.tally.promoted[overdue.index()] += 1;
+        }
+        Some(overdue)
+    }
+
+    fn may_be_preempted(&self, class: Class) -> bool {
+        Class::ALL.into_iter().take_while(|other| *other < class).any(|other| self.may_preempt(other))
+    }
+
+    fn may_preempt(&self, class: Class) -> bool {
+        self.bounds.classes.of(class).preemption == Preemption::Allowed
+    }
+
+    /// Where only less urgent requests stand in the way of those who wait, tells as many to depart: the least urgent first, of
+    /// those the newest, and nobody within its class's reservation.
+    fn preempt(&mut self, now: Timestamp) {
+        let is_just_full = self.bounds.concurrent_max.is_some_and(|most| self.in_flight() == most.get());
+        let is_token_free = self.bucket.as_ref().is_none_or(|bucket| bucket.ready_at() <= now);
+        if !is_just_full || !is_token_free {
+            return;
+        }
+        let mut wanted = 0;
+        for class in Class::ALL {
+            if !self.may_preempt(class) {
+                continue;
+            }
+            wanted += self.depth_of(class);
+            while self.classes.iter().map(|class| class.told.len()).sum::<usize>() < wanted {
+                let Some(victim) = class.below().find(|lower| self.can_spare(*lower)) else { break };
+                let standing = self.class_mut(victim);
+                let Some((number, bell)) = standing.unheard.pop_last() else { break };
+                standing.told.insert(number);
+                bell.preempt();
+                self.tally.preempted[victim.index()][class.index()] += 1;
+            }
+        }
+    }
+
+    fn can_spare(&self, class: Class) -> bool {
+        let standing = self.class(class);
+        !standing.unheard.is_empty() && standing.in_flight - standing.told.len() > self.reserved_for(class)
     }
 
     fn settle(&mut self) {
@@ -239,200 +474,14 @@ impl<B: Bell> Line<B> {
     }
 }
 
+fn reserved(bounds: &Bounds) -> [usize; 4] {
+    bounds.concurrent_max.map_or([0; 4], |most| bounds.classes.reserved(most.get()))
+}
+
 /// The bounds of a promise: below, coming back would only cost; above, nobody believes it.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
-mod tests {
-    use std::{cell::Cell, rc::Rc};
-
-    use smg_base::{Random, SplitMix};
-
-    use super::*;
-
-    impl Bell for Rc<Cell<u32>> {
-        fn ring(&self) {
-            self.set(self.get() + 1);
-        }
-    }
-
-    fn at(ms: u64) -> Timestamp {
-        Timestamp::ORIGIN + Duration::from_secs(1_000) + Duration::from_millis(ms)
-    }
-
-    fn bounds(concurrent_max: usize, queue_max: usize, rate_per_second: Option<f64>) -> Bounds {
-        Bounds { concurrent_max: NonZeroUsize::new(concurrent_max), queue_max, rate_per_second }
-    }
-
-    fn line(concurrent_max: usize, queue_max: usize) -> Line<Rc<Cell<u32>>> {
-        Line::new(bounds(concurrent_max, queue_max, None))
-    }
-
-    fn queued(line: &mut Line<Rc<Cell<u32>>>, now: Timestamp) -> (Ticket, Rc<Cell<u32>>) {
-        let bell = Rc::new(Cell::new(0));
-        match line.arrive(now, || Rc::clone(&bell)) {
-            Arrival::Queued(ticket) => (ticket, bell),
-            other => panic!("queued, not {other:?}"),
-        }
-    }
-
-    fn arrive(line: &mut Line<Rc<Cell<u32>>>, now: Timestamp) -> Arrival {
-        line.arrive(now, Rc::default)
-    }
-
-    #[test]
-    fn places_go_in_the_order_of_arrival() {
-        let mut line = line(1, 2);
-        assert_eq!(arrive(&mut line, at(0)), Arrival::Admitted);
-        let (first, first_bell) = queued(&mut line, at(1));
-        let (second, second_bell) = queued(&mut line, at(2));
-        assert_eq!(arrive(&mut line, at(3)), Arrival::Full);
-        line.depart(at(10));
-        assert_eq!((first_bell.get(), second_bell.get()), (1, 0));
-        assert_eq!(line.look(second, at(10)), Look::Wait(None));
-        assert_eq!(line.look(first, at(10)), Look::Admitted);
-        assert_eq!((line.in_flight(), line.depth()), (1, 1));
-    }
-
-    #[test]
-    fn the_place_of_one_who_left_goes_to_the_next() {
-        let mut line = line(1, 4);
-        arrive(&mut line, at(0));
-        let (first, _) = queued(&mut line, at(1));
-        let (second, _) = queued(&mut line, at(1));
-        let (third, third_bell) = queued(&mut line, at(1));
-        line.leave(second, at(2));
-        line.depart(at(3));
-        line.leave(first, at(4));
-        assert_eq!(third_bell.get(), 1);
-        assert_eq!(line.look(third, at(5)), Look::Admitted);
-        line.depart(at(6));
-        assert_eq!((line.in_flight(), line.depth()), (0, 0));
-    }
-
-    #[test]
-    fn the_first_in_line_waits_for_the_bucket_and_hands_the_alarm_on() {
-        let mut line: Line<Rc<Cell<u32>>> = Line::new(bounds(0, 10, Some(1.0)));
-        assert_eq!(arrive(&mut line, at(0)), Arrival::Admitted);
-        let (first, _) = queued(&mut line, at(0));
-        let (second, second_bell) = queued(&mut line, at(0));
-        assert_eq!(line.look(first, at(0)), Look::Wait(Some(at(1_000))));
-        assert_eq!(line.look(second, at(0)), Look::Wait(None));
-        line.leave(first, at(500));
-        assert_eq!(second_bell.get(), 1, "the new first must set the alarm");
-        assert_eq!(line.look(second, at(500)), Look::Wait(Some(at(1_000))));
-        assert_eq!(line.look(second, at(500)), Look::Wait(Some(at(1_000))));
-        assert_eq!(second_bell.get(), 1, "looking rings no bell, or it would go on for ever");
-        assert_eq!(line.look(second, at(1_000)), Look::Admitted);
-    }
-
-    #[test]
-    fn new_bounds_are_felt_by_those_who_wait() {
-        let mut line: Line<Rc<Cell<u32>>> = Line::new(bounds(1, 10, Some(1.0)));
-        arrive(&mut line, at(0));
-        let (first, first_bell) = queued(&mut line, at(0));
-        assert_eq!(line.look(first, at(0)), Look::Wait(None), "no alarm while there is no room");
-        line.depart(at(10));
-        assert_eq!(first_bell.get(), 1);
-        assert_eq!(line.look(first, at(10)), Look::Wait(Some(at(1_000))));
-        line.rebound(bounds(1, 10, Some(2.0)), at(20));
-        assert_eq!(first_bell.get(), 2);
-        assert_eq!(line.look(first, at(20)), Look::Wait(Some(at(500))), "half a second of slack, and no new burst");
-        line.rebound(bounds(0, 0, None), at(30));
-        assert_eq!(line.look(first, at(30)), Look::Admitted);
-        assert_eq!(arrive(&mut line, at(30)), Arrival::Admitted);
-    }
-
-    #[test]
-    fn the_time_to_come_back_follows_the_pace() {
-        let mut line = line(2, 3);
-        arrive(&mut line, at(0));
-        arrive(&mut line, at(0));
-        assert_eq!(line.retry_after(at(0)), RETRY_MIN);
-        let tickets: Vec<_> = (0..3).map(|_| queued(&mut line, at(0)).0).collect();
-        assert_eq!(line.retry_after(at(4_000)), Duration::from_secs(16), "nobody left in four seconds");
-        line.depart(at(10_000));
-        assert_eq!(line.look(tickets[0], at(10_000)), Look::Admitted);
-        assert_eq!(line.retry_after(at(10_500)), Duration::from_secs(30), "three more at one in ten seconds");
-        assert_eq!(line.retry_after(at(1_000_000)), RETRY_MAX);
-
-        let mut line: Line<Rc<Cell<u32>>> = Line::new(bounds(0, 4, Some(0.5)));
-        arrive(&mut line, at(0));
-        queued(&mut line, at(0));
-        assert_eq!(line.retry_after(at(0)), Duration::from_secs(4), "one waits, at one in two seconds");
-    }
-
-    struct Waiter {
-        ticket: Ticket,
-        bell: Rc<Cell<u32>>,
-        alarm: Option<Timestamp>,
-    }
-
-    /// Lets those look whose bell rang or whose alarm is due, and only those: a lost wake-up shows as somebody who
-    /// waits beside a free place, a livelock as looks without end.
-    fn let_look(line: &mut Line<Rc<Cell<u32>>>, waiting: &mut Vec<Waiter>, now: Timestamp) -> usize {
-        let mut admitted = 0;
-        for _ in 0..100 {
-            let is_called = |waiter: &Waiter| waiter.bell.get() > 0 || waiter.alarm.is_some_and(|alarm| alarm <= now);
-            let Some(place) = waiting.iter().position(is_called) else { return admitted };
-            waiting[place].bell.set(0);
-            match line.look(waiting[place].ticket, now) {
-                Look::Wait(alarm) => waiting[place].alarm = alarm,
-                Look::Admitted => {
-                    assert_eq!(place, 0, "the first in line goes first");
-                    waiting.remove(0);
-                    admitted += 1;
-                }
-            }
-        }
-        panic!("looks without end");
-    }
-
-    /// Random arrivals, departures, cancellations and new bounds, with the invariants checked after each.
-    #[test]
-    fn the_invariants_hold_whatever_happens() {
-        for seed in 0..300 {
-            let random = SplitMix::new(seed);
-            let rate = [None, Some(20.0), Some(3.0)][random.below(3) as usize];
-            let mut most = 1 + random.below(4) as usize;
-            let mut line = Line::new(bounds(most, 5, rate));
-            let mut in_flight = 0_usize;
-            let mut waiting: Vec<Waiter> = Vec::new();
-            for step in 0..300 {
-                let now = at(step * 23);
-                match random.below(20) {
-                    0..9 => {
-                        let bell = Rc::new(Cell::new(1)); // a newcomer looks at once
-                        match line.arrive(now, || Rc::clone(&bell)) {
-                            Arrival::Admitted => {
-                                assert!(waiting.is_empty() && in_flight < most, "seed {seed}: nobody jumps the line");
-                                in_flight += 1;
-                            }
-                            Arrival::Queued(ticket) => waiting.push(Waiter { ticket, bell, alarm: None }),
-                            Arrival::Full => assert!(waiting.len() >= 5, "seed {seed}"),
-                        }
-                    }
-                    9..14 if in_flight > 0 => {
-                        line.depart(now);
-                        in_flight -= 1;
-                    }
-                    14..18 if !waiting.is_empty() => {
-                        let left = waiting.remove(random.below(waiting.len() as u64) as usize);
-                        line.leave(left.ticket, now);
-                    }
-                    18 => {
-                        most = 1 + random.below(4) as usize;
-                        line.rebound(bounds(most, 5, rate), now);
-                    }
-                    _ => {}
-                }
-                in_flight += let_look(&mut line, &mut waiting, now);
-                let is_timed = waiting.first().is_some_and(|first| first.alarm.is_some());
-                assert!(waiting.is_empty() || in_flight >= most || is_timed, "seed {seed}: waits beside a free place");
-                assert!(rate.is_some() || !is_timed, "seed {seed}: nothing to wait for");
-                assert_eq!((line.in_flight(), line.depth()), (in_flight, waiting.len()), "seed {seed}, step {step}");
-            }
-        }
-    }
-}
+#[path = "line_tests.rs"]
+mod tests;

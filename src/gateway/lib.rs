@@ -8,6 +8,7 @@
 
 mod access;
 pub mod admin;
+mod admission;
 mod affinity;
 mod app;
 mod body;

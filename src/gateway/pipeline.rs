@@ -14,17 +14,17 @@ use std::sync::Arc;
 
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
-use smg_admission::{Permit, Refusal as Refused};
+use smg_admission::{Ask, Permit};
 use smg_api::Endpoint;
 use smg_infer::{Failure, FailureCode};
 use smg_runtime::Phase;
 use tracing::Instrument;
 
 use crate::{
-    access,
+    access, admission,
     app::Gateway,
     dispatch,
-    edge::Credentials,
+    edge::{self, Credentials},
     plan::Versioned,
     prepare::{self, Prepared},
     relay,
@@ -109,7 +109,15 @@ async fn run(
 ) -> Result<relay::Streaming, Failure> {
     let identified = identify(gateway, current, received)?;
     let admitted = admit(gateway, identified, trail).await?;
-    dispatch_admitted(gateway, current, admitted, trail).await
+    // Until the answer begins, somebody more urgent may take the place.
+    let admission = admitted.permit.as_ref().map(|permit| permit.admission().clone());
+    let dispatched = dispatch_admitted(gateway, current, admitted, trail);
+    let Some(admission) = admission else { return dispatched.await };
+    tokio::select! {
+        biased;
+        streaming = dispatched => streaming.inspect(|_| admission.begun()),
+        () = admission.preempted() => Err(admission::preempted()),
+    }
 }
 
 async fn dispatch_admitted(
@@ -133,15 +141,11 @@ fn identify(gateway: &Gateway, current: &Versioned, received: Received) -> Resul
 
 async fn admit(gateway: &Gateway, identified: Identified, trail: &mut Trail) -> Result<Admitted, Failure> {
     refuse_when_closing(gateway)?;
-    let permit = gateway.gate.admit().await.map_err(|refused| match refused {
-        Refused::QueueFull { retry_after } => {
-            Failure::new(FailureCode::QueueFull, "too many requests are waiting already").retry_after(retry_after)
-        }
-        Refused::QueueTimeout { retry_after } => {
-            Failure::new(FailureCode::QueueTimeout, "no slot came free in time").retry_after(retry_after)
-        }
-    })?;
-    trail.admitted();
+    let headers = &identified.received.head.headers;
+    let class = gateway.gate.classify(edge::internal(headers, admission::PRIORITY), None);
+    let ask = Ask { tenant: "default", class, cost: admission::cost_at_the_door(headers) };
+    let permit = gateway.gate.admit(ask).await.map_err(|refusal| admission::refused(&gateway.gate, refusal))?;
+    trail.admitted(permit.admission());
     Ok(Admitted { identified, permit: Some(permit), hop: None })
 }
 

@@ -14,6 +14,9 @@ use crate::edge::{X_REQUEST_ID, header_value};
 /// Names the gateway's error code, as the reference gateway does.
 const X_SMG_ERROR_CODE: HeaderName = HeaderName::from_static("x-smg-error-code");
 
+/// Says that a request gave way to a more urgent one, as the reference gateway does.
+const X_SMG_PREEMPTED: HeaderName = HeaderName::from_static("x-smg-preempted");
+
 /// A failure together with what is needed to word it.
 pub(crate) struct Refusal<'a> {
     pub(crate) family: Family,
@@ -56,6 +59,9 @@ impl IntoResponse for Refusal<'_> {
             // The rest of the body was not read, so the connection cannot carry another request.
             FailureCode::PayloadTooLarge | FailureCode::ClientTooSlow => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            FailureCode::SchedulerPreempted => {
+                headers.insert(X_SMG_PREEMPTED, HeaderValue::from_static("true"));
             }
             _ => {}
         }

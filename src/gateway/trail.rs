@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http::HeaderMap;
+use smg_admission::Admission;
 use smg_api::{Endpoint, Usage};
 use smg_base::{PeerId, RequestId, Timestamp, WorkerId};
 use smg_fleet::Path;
@@ -58,6 +59,8 @@ pub(crate) struct Trail {
     span: Span,
     received: Timestamp,
     admitted: Timestamp,
+    /// None where a peer has admitted it.
+    admission: Option<Admission>,
     body_read: Timestamp,
     dispatched: Option<Timestamp>,
     first_byte: Option<Timestamp>,
@@ -115,6 +118,7 @@ impl Trail {
             span: Span::none(),
             received,
             admitted: received,
+            admission: None,
             body_read: received,
             dispatched: None,
             first_byte: None,
@@ -184,7 +188,8 @@ impl Trail {
         self.received
     }
 
-    pub(crate) fn admitted(&mut self) {
+    pub(crate) fn admitted(&mut self, admission: &Admission) {
+        self.admission = Some(admission.clone());
         self.admitted = self.gateway.now();
     }
 
@@ -384,6 +389,7 @@ impl Drop for Trail {
             }
             Caller::Peer(_) => self.gateway.metrics.relayed.with_label_values(&["in", self.outcome()]).inc(),
         }
+        self.charge();
         self.trace();
         self.log(now);
         self.explain(now);
@@ -392,6 +398,17 @@ impl Drop for Trail {
 
 /// The settling.
 impl Trail {
+    /// Tells admission what the request did cost its tenant: what an engine had to compute for it.
+    fn charge(&self) {
+        let Some(admission) = &self.admission else { return };
+        let cost = match &self.usage {
+            Some(usage) => usage.input_tokens.saturating_sub(usage.cached_tokens.unwrap_or(0)) + usage.output_tokens,
+            None if self.dispatched.is_none() => 0,
+            None => self.input_tokens + self.output.events,
+        };
+        admission.correct(cost);
+    }
+
     fn count(&self, now: Timestamp) {
         let metrics = &self.gateway.metrics;
         let total = now.since(self.received).as_secs_f64();

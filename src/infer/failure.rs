@@ -113,6 +113,12 @@ failure_codes! {
     QueueFull = "queue_full", 429, Limit;
     /// No slot came free in time.
     QueueTimeout = "queue_timeout", 503, Limit;
+    /// The queue of the request's class is full.
+    SchedulerQueueFull = "scheduler_queue_full", 429, Limit;
+    /// The request's turn did not come in the time that its class allows.
+    SchedulerQueueTimeout = "scheduler_queue_timeout", 408, Limit;
+    /// A more urgent request took the place before the answer began.
+    SchedulerPreempted = "scheduler_preempted", 503, Limit;
     /// The memory set aside for request bodies is used up.
     BodyBudgetExhausted = "body_budget_exhausted", 503, Limit;
     /// The gateway is shutting down.
