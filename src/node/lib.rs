@@ -4,6 +4,7 @@
 //! operator wrote into what each part understands; `reload` does so again while the node runs. `mesh` makes the node one of
 //! several. Nothing here handles a request.
 
+mod capacity;
 pub mod config;
 mod error;
 mod fleet_metrics;

@@ -20,6 +20,7 @@ use smg_upstream::{Upstream, load, probe};
 use tokio::{net::TcpListener, signal::unix::Signal};
 
 use crate::{
+    capacity,
     config::{Config, Inputs},
     error::Error,
     fleet_metrics::{self, EngineLoads},
@@ -208,6 +209,7 @@ impl Node {
         let inboxes = mesh::Inboxes { prefixes: services.prefixes.inbox(), limits: services.limits.inbox() };
         services.start_prefixes(&registrar);
         services.limits.clone().start(&tasks);
+        services.follow_workers(mesh.as_ref().map(Mesh::cluster));
         let mesh = mesh.map(|mesh| mesh.start(&gateway, &live, &config, inboxes, &tasks));
         let reload_metrics = reload::ReloadMetrics::new(&registrar);
         let listener_metrics = ListenerMetrics::new(&registrar);
@@ -314,6 +316,13 @@ impl Services {
     fn start_prefixes(&self, registrar: &Registrar) {
         let Self { prefixes, gateway, upstream, clock, tasks, .. } = self.clone();
         prefixes.start(gateway, upstream, clock, registrar, &tasks);
+    }
+
+    /// Keeps the number of requests in progress what the workers can take.
+    fn follow_workers(&self, cluster: Option<Arc<dyn smg_gateway::Cluster>>) {
+        let Self { fleet, gate, clock, shutdown, tasks, .. } = self.clone();
+        let parts = capacity::Parts { fleet, cluster, gate, clock };
+        tasks.spawn(TaskKind::Background, "capacity", capacity::follow(parts, shutdown));
     }
 
     /// Starts what keeps the node's view of its workers fresh, and itself tidy.

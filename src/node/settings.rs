@@ -174,7 +174,7 @@ pub(crate) fn admission(config: &Config) -> smg_admission::Config {
         queue_max: limits.queue_size,
         queue_timeout: limits.queue_timeout_secs,
         rate_per_second: limits.rate_limit_tokens_per_second,
-        scheduler: None,
+        scheduler: config.sections.admission.scheduler(),
     }
 }
 

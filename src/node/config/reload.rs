@@ -4,7 +4,8 @@ use super::{Config, Entry, ModelSettings};
 
 /// The settings, and the sections (with a dot at their end), that take effect without a restart; everything else is
 /// fixed when the node starts.
-const LIVE: [&str; 35] = [
+const LIVE: [&str; 36] = [
+    "admission.",
     "compatibility.",
     "circuit_breaker.",
     "fleet.backend",

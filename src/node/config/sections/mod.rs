@@ -6,6 +6,7 @@
 //! `true`/`false` settings may be given as `--flag`, `--flag=false`; lists take several values after one flag, or
 //! separated by commas.
 
+mod admission;
 mod edge;
 mod mesh;
 mod operation;
@@ -14,6 +15,7 @@ mod workers;
 
 use clap::Args;
 
+pub use admission::{Admission, ClassTerms, NotTerms};
 pub use edge::{AdminAccess, Limits, Listener, Security, Tls};
 pub use mesh::Mesh;
 pub use operation::{AccessLog, Compatibility, LogFormat, Logging, Metrics, Node, Tracing};
@@ -50,6 +52,9 @@ pub struct Sections {
     /// How much is taken on.
     #[command(flatten)]
     pub limits: Limits,
+    /// Who goes first where not all can go at once.
+    #[command(flatten)]
+    pub admission: Admission,
     /// Who may do what.
     #[command(flatten)]
     pub security: Security,
