@@ -17,6 +17,7 @@ mod disk;
 mod faults;
 pub mod fleet;
 mod judge;
+pub mod limits;
 mod links;
 pub mod measure;
 mod network;

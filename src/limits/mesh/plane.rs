@@ -39,6 +39,8 @@ const KEEP_EVERY: Duration = Duration::from_millis(250);
 const KEPT_AT_ONCE: usize = 256;
 /// How long a row that says nothing any more stays: those who were away for a moment read it too.
 const EMPTY_FOR: Duration = Duration::from_secs(10);
+/// How long a node that wanted more running requests is taken to want them.
+const LENT_FOR_RUNNING: Duration = Duration::from_secs(1);
 /// Rows of others about rights that are kept.
 const HEARD_MAX: usize = 65_536;
 
@@ -149,14 +151,15 @@ pub struct Plane {
 }
 
 impl Plane {
-    /// The plane of `node` in its run `run`, a number that no other run has. It holds no rights yet.
-    pub fn new(node: u64, run: u64, limiter: Arc<Limiter>, now: Timestamp) -> Self {
+    /// The plane of `node` in its run `run`, a number that no other run has. It holds no rights yet. Where nobody has divided any, it takes
+    /// at least `founders` nodes to begin: one that has lost its memory and its way to the others must not do so by itself.
+    pub fn new(node: u64, run: u64, founders: usize, limiter: Arc<Limiter>, now: Timestamp) -> Self {
         limiter.set_stance(Stance { shares: [None; Stance::CLASSES], rights_until: Timestamp::ORIGIN, split: None });
         Self {
             limiter,
             node,
             run,
-            views: Views::new(node, run, now),
+            views: Views::new(node, run, founders, now),
             company: Company::default(),
             boots: BTreeMap::new(),
             alive: BTreeSet::from([node]),
@@ -441,6 +444,10 @@ impl Plane {
             let part = share.of(rights).saturating_add_signed(own.lent);
             let spare = part.saturating_sub(own.used);
             let give = if own.used == 0 { spare } else { spare / 2 };
+            // Who wants more itself keeps what is its part, so that rights do not wander between those who are all busy.
+            let window = counter.window().map_or(LENT_FOR_RUNNING, Window::length);
+            let is_wanting = self.wanting.get(&counter).is_some_and(|since| now.since(*since) < window);
+            let give = if is_wanting { give.min(part.saturating_sub(share.of(rights))) } else { give };
             if !has_seat || give == 0 || give < part / 16 {
                 continue;
             }

@@ -65,6 +65,8 @@ struct Adopted {
 #[derive(Debug)]
 pub(super) struct Views {
     me: Seat,
+    /// How many nodes have to be there for a first view.
+    founders: usize,
     started: Timestamp,
     register: Register,
     is_dirty: bool,
@@ -85,9 +87,10 @@ pub(super) struct Views {
 }
 
 impl Views {
-    pub(super) fn new(node: u64, run: u64, now: Timestamp) -> Self {
+    pub(super) fn new(node: u64, run: u64, founders: usize, now: Timestamp) -> Self {
         Self {
             me: Seat { node, run },
+            founders,
             started: now,
             register: Register { run, ..Register::default() },
             is_dirty: false,
@@ -419,7 +422,7 @@ impl Views {
     /// Whether this node is the one to begin.
     fn may_begin(&self, now: Timestamp) -> bool {
         let is_quiet = self.quiet_since.is_some_and(|since| now.since(since) >= QUIET);
-        let is_first = self.alive.first() == Some(&self.me.node);
+        let is_first = self.alive.first() == Some(&self.me.node) && self.alive.len() >= self.founders;
         is_quiet
             && is_first
             && self.peers.values().all(|peer| peer.register.as_ref().is_none_or(|one| one.view.is_none()))
