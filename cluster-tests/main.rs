@@ -9,6 +9,7 @@
 
 mod caches;
 mod edges;
+mod fairness;
 mod faults;
 mod harness;
 mod mesh;
