@@ -1,0 +1,3 @@
+//! Who goes first where not all can go at once: classes, and tenants beside each other.
+
+mod classes;
