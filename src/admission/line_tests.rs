@@ -4,9 +4,9 @@ use smg_base::{Random, SplitMix};
 
 use super::*;
 
-/// How often it rang, and whether it said to depart.
+/// How often it rang, whether it said to depart, and whether it must not.
 #[derive(Clone, Debug, Default)]
-struct Rung(Rc<(Cell<u32>, Cell<bool>)>);
+struct Rung(Rc<(Cell<u32>, Cell<bool>, Cell<bool>)>);
 
 impl Rung {
     fn rings(&self) -> u32 {
@@ -25,6 +25,7 @@ impl Bell for Rung {
 
     fn preempt(&self) {
         assert!(!self.is_preempted(), "told once");
+        assert!(!self.0.2.get(), "who is being answered keeps its place");
         self.0.1.set(true);
     }
 }
@@ -309,7 +310,8 @@ impl Run {
                 self.line.depart(pass, now);
             }
             13 if !self.inside.is_empty() => {
-                let (pass, _) = &self.inside[self.random.below(self.inside.len() as u64) as usize];
+                let (pass, bell) = &self.inside[self.random.below(self.inside.len() as u64) as usize];
+                bell.0.2.set(true);
                 self.line.begun(*pass, now);
             }
             14..18 if !self.waiting.is_empty() => {
@@ -364,11 +366,18 @@ impl Run {
         panic!("looks without end");
     }
 
-    /// Those who were told to depart do so at once, or are heard.
+    /// Those who were told to depart do so at once, or it was too late to tell them.
     fn heed(&mut self, now: Timestamp) {
-        while let Some(place) = self.inside.iter().position(|(_, bell)| bell.is_preempted()) {
-            let (pass, _) = self.inside.swap_remove(place);
-            self.line.depart(pass, now);
+        let is_told = |(_, bell): &(Pass, Rung)| bell.is_preempted() && !bell.0.2.get();
+        while let Some(place) = self.inside.iter().position(is_told) {
+            if self.random.below(4) == 0 {
+                let (pass, bell) = &self.inside[place];
+                bell.0.2.set(true);
+                self.line.begun(*pass, now);
+            } else {
+                let (pass, _) = self.inside.swap_remove(place);
+                self.line.depart(pass, now);
+            }
             self.let_look(now);
         }
     }

@@ -35,6 +35,7 @@ const ROWS: &[(&str, &[Panel])] = &[
                     ("sum(smg_http_requests_in_flight{$by})", "requests"),
                     ("sum(smg_router_streams_open{$by})", "streams"),
                     ("sum(smg_admission_queue_depth{$by})", "waiting for admission"),
+                    ("sum by (class) (smg_scheduler_queue_depth{$by})", "waiting: {{class}}"),
                     ("sum(smg_http_connections_active{$by})", "connections"),
                 ],
             ),
@@ -236,6 +237,10 @@ const ROWS: &[(&str, &[Panel])] = &[
                     (
                         "sum by (result) (rate(smg_http_rate_limit_total{$by,result!=\"allowed\"}[$__rate_interval]))",
                         "admission: {{result}}",
+                    ),
+                    (
+                        "sum by (victim_class) (rate(smg_scheduler_preemption_total{$by}[$__rate_interval]))",
+                        "gave way: {{victim_class}}",
                     ),
                     (
                         "sum by (surface) (rate(smg_http_auth_failures_total{$by}[$__rate_interval]))",
