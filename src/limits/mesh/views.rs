@@ -277,6 +277,9 @@ impl Views {
     pub(super) fn rights_until(&self) -> Timestamp {
         let Some(view) = self.register.view.as_ref() else { return Timestamp::ORIGIN };
         let Some((mine, _)) = view.seat(self.me.node).filter(|_| view.holds(self.me)) else { return Timestamp::ORIGIN };
+        if self.register.accepted.as_ref().is_some_and(|(_, next)| !next.holds(self.me)) {
+            return Timestamp::ORIGIN;
+        }
         let sent = |number: u64| self.sent.iter().find(|(sent, _)| *sent == number).map(|(_, at)| *at + LEASE);
         let lease = |seat: &Seat| {
             if *seat == self.me {
@@ -460,8 +463,8 @@ impl Views {
     fn may_agree(&self, next: &View, now: Timestamp) -> bool {
         let Some(ours) = self.register.view.as_ref() else { return false };
         next.number == ours.number + 1
-            && next.holds(self.me)
-            && ours.seats.iter().filter(|seat| !next.holds(**seat)).all(|seat| self.is_gone(*seat, now))
+            // Who agrees that it is dropped itself spends nothing from then on.
+            && ours.seats.iter().filter(|seat| !next.holds(**seat)).all(|seat| *seat == self.me || self.is_gone(*seat, now))
     }
 
     /// Whether a run has ended, or has not been heard of for so long that it spends nothing any more.
@@ -471,7 +474,11 @@ impl Views {
         }
         let peer = self.peers.get(&seat.node);
         let runs = peer.and_then(|peer| peer.beat.as_ref()).map(|beat| beat.run);
-        if runs.is_some_and(|run| run != seat.run) {
+        let register = peer.and_then(|peer| peer.register.as_ref()).filter(|register| register.run == seat.run);
+        let accepted =
+            register.filter(|register| register.view == self.register.view).and_then(|one| one.accepted.as_ref());
+        let has_yielded = accepted.is_some_and(|(_, next)| !next.holds(seat));
+        if has_yielded || runs.is_some_and(|run| run != seat.run) {
             return true;
         }
         let adopted = self.adopted.map_or(self.started, |adopted| adopted.at);
@@ -556,8 +563,14 @@ impl Views {
         if promised.len() < ours.majority() {
             return false;
         }
-        let accepted = promised.iter().filter_map(|register| register.accepted.as_ref()).max_by_key(|one| one.0);
-        let view = accepted.map_or_else(|| self.desired(ours, now), |(_, view)| view.clone());
+        let accepted: Vec<&(Ballot, View)> =
+            promised.iter().filter_map(|register| register.accepted.as_ref()).collect();
+        // Those who have not answered may have agreed to anything; those who have answered agree to nothing older any more.
+        let silent = ours.seats.len() - promised.len();
+        let may_stand =
+            |ballot: Ballot| accepted.iter().filter(|one| one.0 >= ballot).count() + silent >= ours.majority();
+        let newest = accepted.iter().max_by_key(|one| one.0).filter(|_| accepted.iter().any(|one| may_stand(one.0)));
+        let view = newest.map_or_else(|| self.desired(ours, now), |(_, view)| view.clone());
         if view.seats == ours.seats {
             // It has become needless meanwhile.
             self.register.proposal = None;

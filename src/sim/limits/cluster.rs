@@ -240,7 +240,7 @@ impl<'a> Run<'a> {
         if self.case.trouble != Trouble::None {
             (self.figures.peak_troubled, _) = self.measure((Timestamp::ORIGIN + WARM + DETECTION).min(end));
             (self.figures.peak_known, _) = self.measure(end);
-            self.go_to(end + HEALS - Duration::from_secs(5));
+            self.go_to(end + HEALS - Duration::from_secs(10));
             self.judge.take_peak();
         }
         let end = end + HEALS;

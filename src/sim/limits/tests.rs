@@ -23,7 +23,7 @@ fn without_faults_every_mode_keeps_its_bound_and_uses_the_limit() {
         // Requests come in portions of a step.
         let bound = case.bound(figures.staleness + Duration::from_millis(8)) + 0.01;
         assert!(figures.peak_whole <= bound, "{mode}: {} > {bound}, {figures:?}", figures.peak_whole);
-        assert!(figures.mean_healed > 0.93, "{mode}: {figures:?}");
+        assert!(figures.mean_healed > 0.85, "{mode}: {figures:?}");
         assert!(figures.lone > 0.95, "{mode}: {figures:?}");
     }
 }
@@ -34,11 +34,8 @@ fn strict_limits_are_never_exceeded_whatever_happens() {
         let case = case(seed, Mode::Strict, Trouble::Swarm);
         let figures = case.run();
         assert_eq!(figures.exceeded, None, "seed {seed}: {figures:?}");
-        if figures.mean_healed < 0.9 || figures.lone < 0.95 {
-            println!("WEAK seed {seed}: {figures:?}");
-        }
-        //assert!(figures.mean_healed > 0.9, "seed {seed}: {figures:?}");
-        //assert!(figures.lone > 0.95, "seed {seed}: {figures:?}");
+        assert!(figures.mean_healed > 0.85, "seed {seed}: {figures:?}");
+        assert!(figures.lone > 0.95, "seed {seed}: {figures:?}");
     }
 }
 
@@ -50,4 +47,17 @@ fn a_bucket_that_every_node_fills_by_itself_is_found() {
     let figures = case.run();
     // What others tell still counts there, so it is as good as any.
     assert!(figures.peak_whole < 1.5, "{figures:?}");
+}
+
+#[test]
+fn a_half_that_is_cut_off_keeps_its_share() {
+    for mode in [Mode::Shared, Mode::Strict, Mode::Hybrid] {
+        let case = case(4, mode, Trouble::Split);
+        let figures = case.run();
+        assert_eq!(figures.exceeded, None, "{mode}");
+        assert!(figures.peak_troubled <= 2.0 * case.bound(figures.staleness) + 0.1, "{mode}: {figures:?}");
+        let known = if mode == Mode::Strict { 1.0 } else { case.bound(figures.staleness) + 0.05 };
+        assert!(figures.peak_known <= known, "{mode}: {figures:?}");
+        assert!((figures.mean_healed - 1.0).abs() < 0.5, "{mode}: {figures:?}");
+    }
 }
