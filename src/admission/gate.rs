@@ -6,7 +6,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -138,6 +138,8 @@ struct State {
 struct Signal {
     notify: Notify,
     is_preempted: AtomicBool,
+    /// What the tenant is charged for it by now; changed only under the lock.
+    cost: AtomicU64,
 }
 
 struct Counts {
@@ -323,6 +325,7 @@ impl Place {
         self.is_held = false;
         self.inner.count(self.newcomer.class, Outcome::Allowed, Some(waited));
         let signal = Some(Arc::clone(&self.signal));
+        self.signal.cost.store(pass.cost().unwrap_or(0), Ordering::Relaxed);
         Permit { admission: Admission { inner: Arc::clone(&self.inner), pass, signal } }
     }
 
@@ -409,10 +412,12 @@ impl Admission {
         }
     }
 
-    /// What the request did cost, in tokens. Only to be told once.
+    /// What the request costs, in tokens, as far as is known by now.
     pub fn correct(&self, cost: u64) {
-        if self.pass.is_charged() {
-            self.inner.state.lock().line.correct(self.pass, cost);
+        if let Some(signal) = self.signal.as_ref().filter(|_| self.pass.cost().is_some()) {
+            let mut state = self.inner.state.lock();
+            let before = signal.cost.swap(cost, Ordering::Relaxed);
+            state.line.correct(self.pass.costing(before), cost);
         }
     }
 }

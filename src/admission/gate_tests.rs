@@ -347,3 +347,23 @@ async fn a_crowd_makes_way_for_another_tenant() {
     drop(permit);
     admission.correct(5_000);
 }
+
+#[tokio::test(start_paused = true)]
+async fn corrections_replace_each_other() {
+    let gate = gate(config(1, 100));
+    let permit = passes(&gate).await;
+    let ask = |tenant| Ask { tenant, class: Class::Default, cost: 20_000 };
+    let mut first: Arriving<'_> = Box::pin(gate.admit(ask("a")));
+    assert!(poll(&mut first).is_pending());
+    let mut queue: Vec<Arriving<'_>> = ["b", "a", "b"].map(|tenant| Box::pin(gate.admit(ask(tenant))) as _).into();
+    assert!(queue.iter_mut().all(|waiting| poll(waiting).is_pending()));
+    drop(permit);
+    let permit = first.await.expect("it is its turn");
+    for cost in [1_000_000, 500, 5_000_000, 100] {
+        permit.admission().correct(cost);
+    }
+    drop(permit);
+    // It has used hardly anything of its credit, so its turn goes on.
+    let permit = queue.remove(1).await.expect("it is still its turn");
+    drop(permit);
+}

@@ -68,9 +68,17 @@ pub(crate) struct Pass {
 }
 
 impl Pass {
-    /// Whether it cost its tenant anything.
-    pub(crate) fn is_charged(&self) -> bool {
-        self.charge.is_some()
+    /// What its tenant was charged, if anything.
+    pub(crate) fn cost(&self) -> Option<u64> {
+        self.charge.map(|charge| charge.cost)
+    }
+
+    /// The same after a correction.
+    pub(crate) fn costing(mut self, cost: u64) -> Self {
+        if let Some(charge) = &mut self.charge {
+            charge.cost = cost;
+        }
+        self
     }
 }
 
@@ -271,7 +279,7 @@ impl<B: Bell> Line<B> {
         }
     }
 
-    /// Somebody who was admitted needed `cost`, as is known now.
+    /// Somebody who was admitted needs `cost`, as is known now.
     pub(crate) fn correct(&mut self, pass: Pass, cost: u64) {
         if let Some(charge) = pass.charge {
             self.class_mut(pass.ticket.class).queue.correct(pass.ticket.tenant, charge, cost);

@@ -47,7 +47,7 @@ pub(crate) struct Next<B> {
 /// What a tenant was charged for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Charge {
-    cost: u64,
+    pub(crate) cost: u64,
     /// Debts end with an era, and charges with them.
     era: u64,
 }
@@ -136,7 +136,7 @@ impl<B> Queue<B> {
         if charge.era != self.era || self.depth == 0 {
             return;
         }
-        let surplus = signed(charge.cost) - signed(cost.min(COST_MAX));
+        let surplus = signed(charge.cost.min(COST_MAX)) - signed(cost.min(COST_MAX));
         if surplus < 0 || self.tenants.contains_key(&tenant) {
             let tenant = self.tenant(tenant);
             tenant.credit = (tenant.credit + surplus).min(CREDIT_MAX);
