@@ -228,6 +228,10 @@ impl Trail {
 
     /// A worker was chosen.
     pub(crate) fn chosen(&mut self, worker: WorkerId, path: Path, decision: Box<Explanation>) {
+        if let Some(admission) = &self.admission {
+            // By now it is known what a cache will save.
+            admission.correct(decision.uncached_tokens());
+        }
         let path = Some(PathTaken::from(path));
         let (worker, dispatched) = (Some(worker), Dispatched::No.as_str());
         self.attempts.push(AttemptRecord { worker, path, instead_of: None, result: None, dispatched, decision });
