@@ -103,6 +103,12 @@ fn edge(sections: &Sections, found: &mut Findings) {
         &["limits.max_payload_size", "limits.body_memory_max"],
         "the largest body allowed does not fit the memory for bodies",
     );
+    let admission = &sections.admission;
+    found.warn(
+        !admission.priority_scheduler_classes.is_empty() && !admission.priority_scheduler_enabled,
+        &["admission.priority_scheduler_classes", "admission.priority_scheduler_enabled"],
+        "classes have terms, but requests have no classes",
+    );
     let origins = &sections.security.cors_allowed_origins;
     found.refuse(
         origins.len() > 1 && origins.iter().any(super::value::WebOrigin::is_any),
