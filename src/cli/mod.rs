@@ -20,6 +20,8 @@ mod output;
 mod replay;
 #[cfg(feature = "lab")]
 mod simulate;
+#[cfg(feature = "lab")]
+mod simulate_limits;
 #[cfg(test)]
 mod tests;
 mod workers;

@@ -14,7 +14,7 @@ use smg_sim::{
     measure::{Case, Effort, Question, Sample, quantile},
 };
 
-use super::{Failure, output, replay};
+use super::{Failure, output, replay, simulate_limits};
 
 /// Arguments of `smg simulate`: a verb, or those of `smg simulate fleet` at once.
 #[derive(clap::Args, Debug)]
@@ -31,6 +31,8 @@ pub(super) struct Args {
 enum Verb {
     /// Replay a trace against engines and gateways, and compare ways to choose.
     Fleet(replay::Fleet),
+    /// Limits of many nodes, offered far more than they may let in.
+    Limits(simulate_limits::Limits),
     /// Clusters of nodes, and the network between them.
     #[command(subcommand)]
     Mesh(Mesh),
@@ -113,8 +115,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         (Some(Verb::Mesh(Mesh::Check(args))), _) => check(args),
         (Some(Verb::Mesh(Mesh::Replay(args))), _) => replay_plan(args),
         (Some(Verb::Mesh(Mesh::Tables(args))), _) => tables(args),
+        (Some(Verb::Limits(args)), _) => simulate_limits::run(args),
         (Some(Verb::Fleet(args)), _) | (None, Some(args)) => replay::run(args),
-        (None, None) => Err(Failure::Usage("smg simulate takes fleet or mesh".to_owned())),
+        (None, None) => Err(Failure::Usage("smg simulate takes fleet, limits or mesh".to_owned())),
     }
 }
 

@@ -285,7 +285,7 @@ impl Services {
         let prefixes = Prefixes::new(hash_seed, fleet.clone(), mesh.map(Mesh::others), registrar);
         let page = prefixes.clone();
         let prefix_page: smg_gateway::PrefixPage = Arc::new(move |policies| page.page(policies));
-        let limits = Limits::new(clock.clone(), mesh.map(Mesh::others));
+        let limits = Limits::new(config, clock.clone(), mesh.map(Mesh::others), registrar);
         let parts = Parts {
             fleet: fleet.clone(),
             upstream: upstream.clone(),

@@ -208,7 +208,7 @@ impl Bridge {
             }
             Event::Refused(refusal) => self.parts.known.refuse(refusal.to_string()),
             Event::Entry { writer, kind: Kind::Prefixes, key, value } => {
-                self.parts.inboxes.prefixes.put(writer, key, value)
+                self.parts.inboxes.prefixes.put(writer, key, value);
             }
             Event::Entry { writer, kind: kind @ (Kind::Limits | Kind::Budgets), key, value } => {
                 self.parts.inboxes.limits.put(writer, kind, key, value);
@@ -224,6 +224,7 @@ impl Bridge {
         }
         self.parts.known.stand(standing);
         self.parts.inboxes.prefixes.moved();
+        self.parts.inboxes.limits.moved();
         tracing::info!(standing = standing.as_str(), "in the mesh");
     }
 

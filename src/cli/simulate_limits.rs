@@ -1,0 +1,120 @@
+//! `smg simulate limits`: limits of many nodes in virtual time, under faults.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use smg_sim::{
+    limits::{Case, Figures, Mode, Trouble},
+    measure::quantile,
+};
+
+use super::{Failure, output, simulate::on_all_cores};
+
+/// Arguments of `smg simulate limits`.
+#[derive(clap::Args, Debug)]
+pub(super) struct Limits {
+    /// How many seeds of each mode and kind of trouble.
+    #[arg(long, default_value_t = 10)]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    first_seed: u64,
+    /// Nodes.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=64))]
+    nodes: u64,
+    /// How many times the limit is offered.
+    #[arg(long, default_value_t = 10.0)]
+    overload: f64,
+    /// The limit, in requests within a second.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    limit: u64,
+    /// Simulated seconds of trouble.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    trouble_seconds: u64,
+}
+
+const MODES: [Mode; 3] = [Mode::Shared, Mode::Hybrid, Mode::Strict];
+const TROUBLES: [Trouble; 2] = [Trouble::Split, Trouble::Swarm];
+
+pub(super) fn run(args: &Limits) -> Result<(), Failure> {
+    let mut cases = Vec::new();
+    for mode in MODES {
+        for trouble in TROUBLES {
+            let nodes = usize::try_from(args.nodes).unwrap_or(usize::MAX);
+            let (amount, overload, seconds) = (args.limit, args.overload, args.trouble_seconds);
+            let seeds = (0..args.seeds).map(|number| args.first_seed.wrapping_add(number));
+            cases.extend(seeds.map(|seed| Case { seed, nodes, mode, amount, overload, trouble, seconds, flaw: None }));
+        }
+    }
+    let next = AtomicU64::new(0);
+    let done = on_all_cores(|| {
+        let mut done = Vec::new();
+        while let Some(case) =
+            usize::try_from(next.fetch_add(1, Ordering::Relaxed)).ok().and_then(|number| cases.get(number))
+        {
+            done.push((*case, case.run()));
+        }
+        done
+    });
+    let done: Vec<(Case, Figures)> = done.into_iter().flatten().collect();
+    let mut exceeded = 0;
+    for (case, figures) in &done {
+        if let Some(what) = &figures.exceeded {
+            exceeded += 1;
+            output::note(&format!("seed {}, {:?}: a strict limit was exceeded: {what}", case.seed, case.trouble));
+        }
+    }
+    let header = [
+        "mode", "trouble", "runs", "whole p50", "max", "bound", "during max", "known max", "healed max", "used", "lone min",
+        "staleness ms", "B/s",
+    ];
+    let rows: Vec<Vec<String>> = MODES
+        .into_iter()
+        .flat_map(|mode| TROUBLES.map(|trouble| (mode, trouble)))
+        .map(|(mode, trouble)| {
+            row(&done.iter().filter(|(case, _)| (case.mode, case.trouble) == (mode, trouble)).collect::<Vec<_>>())
+        })
+        .collect();
+    output::print(&output::table(&header, &rows))?;
+    output::print(
+        "Peaks are the most that all nodes together let in within one second, in parts of the limit: while nothing was wrong (whole), \
+         while something was, from 12 s after that (known), and after healing. Used is the mean after healing, lone what one node let in \
+         that had all the load, staleness how late the others' counts were heard at most, B/s what a node wrote.\n",
+    )?;
+    match exceeded {
+        0 => Ok(()),
+        _ => Err(Failure::Refused(format!("{exceeded} runs exceeded a strict limit"))),
+    }
+}
+
+fn row(runs: &[&(Case, Figures)]) -> Vec<String> {
+    let Some((case, _)) = runs.first() else { return Vec::new() };
+    let all = |read: &dyn Fn(&Figures) -> f64| runs.iter().map(|(_, figures)| read(figures)).collect::<Vec<f64>>();
+    let most = |values: Vec<f64>| values.into_iter().fold(0.0, f64::max);
+    let least = |values: Vec<f64>| values.into_iter().fold(f64::MAX, f64::min);
+    let middle = |values: &[f64]| quantile(values, 0.5).unwrap_or_default();
+    let late = most(all(&|figures| figures.staleness.as_secs_f64()));
+    let parts = |value: f64| format!("{value:.3}");
+    let trouble = match case.trouble {
+        Trouble::None => "none",
+        Trouble::Split => "split",
+        Trouble::Swarm => "swarm",
+    };
+    vec![
+        case.mode.as_str().to_owned(),
+        trouble.to_owned(),
+        runs.len().to_string(),
+        parts(middle(&all(&|figures| figures.peak_whole))),
+        parts(most(all(&|figures| figures.peak_whole))),
+        parts(case.bound(Duration::from_secs_f64(late))),
+        parts(most(all(&|figures| figures.peak_troubled))),
+        parts(most(all(&|figures| figures.peak_known))),
+        parts(most(all(&|figures| figures.peak_healed))),
+        parts(middle(&all(&|figures| figures.mean_healed))),
+        parts(least(all(&|figures| figures.lone))),
+        format!("{:.0}", late * 1_000.0),
+        format!("{:.0}", middle(&all(&|figures| figures.bytes_per_second))),
+    ]
+}
