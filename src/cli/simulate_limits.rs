@@ -67,8 +67,19 @@ pub(super) fn run(args: &Limits) -> Result<(), Failure> {
         }
     }
     let header = [
-        "mode", "trouble", "runs", "whole p50", "max", "bound", "during max", "known max", "healed max", "used", "lone min",
-        "staleness ms", "B/s",
+        "mode",
+        "trouble",
+        "runs",
+        "whole p50",
+        "max",
+        "bound",
+        "during max",
+        "known max",
+        "healed max",
+        "used",
+        "lone min",
+        "staleness ms",
+        "B/s",
     ];
     let rows: Vec<Vec<String>> = MODES
         .into_iter()
@@ -85,7 +96,7 @@ pub(super) fn run(args: &Limits) -> Result<(), Failure> {
     )?;
     match exceeded {
         0 => Ok(()),
-        _ => Err(Failure::Refused(format!("{exceeded} runs exceeded a strict limit"))),
+        _ => Err(Failure::Launch(format!("{exceeded} runs exceeded a strict limit").into())),
     }
 }
 
