@@ -1,23 +1,26 @@
 //! Those of one class who wait, tenant by tenant.
 //!
-//! Tenants take turns by deficit round robin (Shreedhar and Varghese, SIGCOMM 1995), in the form in which credit may be
-//! overdrawn: a tenant is served while it has credit; what its last request costs beyond that is debt, paid off by the
-//! quanta of the turns it then misses. So costs need not be known exactly beforehand, and what turns out differently is
-//! put right later. A tenant keeps its place among the turns while it has nobody waiting, and gains by them: going away
-//! for a moment forgives no debt, and who asks for less than its share may have some of it at once later. Full credit
-//! is what nobody remembers: those who have it and nobody waiting are forgotten, and newcomers begin with it. When nobody
-//! waits at all there is nothing to be fair about, and everybody is forgotten.
+//! Tenants share by deficit round robin (Shreedhar and Varghese, SIGCOMM 1995): in every round each gains the same credit, and
+//! what is served is taken off it. Three things are different. Credit may be overdrawn: what a request costs beyond it is
+//! debt, paid off by the rounds that pass meanwhile, so that costs need not be known beforehand and what turns out
+//! differently is put right later. Within a round whoever has most credit goes first, so that nobody who is let in with much of
+//! it can keep the others waiting until it is used up. And a tenant gains by rounds also while it has nobody waiting: going away for
+//! a moment forgives no debt, and who asks for less than its share may have some of it at once later. Full credit is what
+//! nobody remembers: those who have it and nobody waiting are forgotten, and newcomers begin with it. When nobody waits at
+//! all there is nothing to be fair about, and everybody is forgotten.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use smg_base::map::StableMap;
 
-/// What a tenant gains by a turn. Small, so that a request of a tenant that seldom comes waits for few others; many
-/// rounds at once cost no more than one.
+/// What a tenant gains by a round.
 const QUANTUM: i64 = 256;
 
-/// The most credit: what a tenant that has asked for little may have at once before others have their turn.
+/// The most credit: what a tenant that has asked for little may have at once before others.
 const CREDIT_MAX: i64 = 16_384;
+
+/// What a request counts for at least that is served at all: it takes a place for a while, however short it is.
+const COST_MIN: u64 = 256;
 
 /// No request counts for more: costs come from outside, and sums of them must not overflow.
 const COST_MAX: u64 = 1 << 32;
@@ -31,7 +34,7 @@ pub(crate) type TenantKey = u64;
 /// Somebody who waits.
 #[derive(Debug)]
 pub(crate) struct Waiting<B> {
-    pub(crate) cost: u64,
+    cost: u64,
     pub(crate) bell: B,
 }
 
@@ -54,23 +57,24 @@ pub(crate) struct Charge {
 
 #[derive(Debug)]
 pub(crate) struct Queue<B> {
-    tenants: StableMap<TenantKey, Tenant<B>>,
-    /// Everybody in `tenants`, the next one first.
-    turns: VecDeque<TenantKey>,
+    tenants: Vec<Tenant<B>>,
+    /// Where each is in `tenants`.
+    places: StableMap<TenantKey, usize>,
     depth: usize,
     era: u64,
 }
 
 #[derive(Debug)]
 struct Tenant<B> {
+    key: TenantKey,
+    credit: i64,
     /// By the order of arrival.
     waiting: BTreeMap<u64, Waiting<B>>,
-    credit: i64,
 }
 
 impl<B> Default for Queue<B> {
     fn default() -> Self {
-        Self { tenants: StableMap::default(), turns: VecDeque::new(), depth: 0, era: 0 }
+        Self { tenants: Vec::new(), places: StableMap::default(), depth: 0, era: 0 }
     }
 }
 
@@ -81,22 +85,23 @@ impl<B> Queue<B> {
 
     /// How many of one tenant wait.
     pub(crate) fn depth_of(&self, tenant: TenantKey) -> usize {
-        self.tenants.get(&tenant).map_or(0, |tenant| tenant.waiting.len())
+        self.tenant(tenant).map_or(0, |tenant| tenant.waiting.len())
     }
 
     pub(crate) fn contains(&self, tenant: TenantKey, number: u64) -> bool {
-        self.tenants.get(&tenant).is_some_and(|tenant| tenant.waiting.contains_key(&number))
+        self.tenant(tenant).is_some_and(|tenant| tenant.waiting.contains_key(&number))
     }
 
     pub(crate) fn push(&mut self, tenant: TenantKey, number: u64, cost: u64, bell: B) {
-        let cost = cost.clamp(1, COST_MAX);
-        self.tenant(tenant).waiting.insert(number, Waiting { cost, bell });
+        let cost = counted(cost.max(1));
+        self.tenant_mut(tenant).waiting.insert(number, Waiting { cost, bell });
         self.depth += 1;
     }
 
     /// Somebody goes away; none if it does not wait here.
     pub(crate) fn remove(&mut self, tenant: TenantKey, number: u64) -> Option<Waiting<B>> {
-        let waiting = self.tenants.get_mut(&tenant)?.waiting.remove(&number)?;
+        let place = *self.places.get(&tenant)?;
+        let waiting = self.tenants[place].waiting.remove(&number)?;
         self.shrunk();
         Some(waiting)
     }
@@ -104,20 +109,19 @@ impl<B> Queue<B> {
     /// The newest of the tenant that has most waiting, if that are more than `tenant` will have with one more.
     pub(crate) fn displace_for(&mut self, tenant: TenantKey) -> Option<(TenantKey, u64, Waiting<B>)> {
         let own = self.depth_of(tenant);
-        let (longest, length) =
-            self.turns.iter().map(|key| (*key, self.depth_of(*key))).max_by_key(|(_, length)| *length)?;
-        if length <= own + 1 {
+        let longest = self.tenants.iter().max_by_key(|tenant| tenant.waiting.len())?;
+        if longest.waiting.len() <= own + 1 {
             return None;
         }
-        let number = *self.tenants.get(&longest)?.waiting.last_key_value()?.0;
-        let waiting = self.remove(longest, number)?;
-        Some((longest, number, waiting))
+        let (key, number) = (longest.key, *longest.waiting.last_key_value()?.0);
+        let waiting = self.remove(key, number)?;
+        Some((key, number, waiting))
     }
 
     /// Takes out whose turn it is and charges its tenant.
     pub(crate) fn take(&mut self) -> Option<Next<B>> {
         let key = self.turn()?;
-        let tenant = self.tenants.get_mut(&key)?;
+        let tenant = self.tenant_mut(key);
         let (number, Waiting { cost, bell }) = tenant.waiting.pop_first()?;
         tenant.credit -= signed(cost);
         let charge = Charge { cost, era: self.era };
@@ -127,91 +131,87 @@ impl<B> Queue<B> {
 
     /// Somebody who may be asked to look at the clock for all.
     pub(crate) fn any(&self) -> Option<&B> {
-        let mut tenants = self.turns.iter().filter_map(|key| self.tenants.get(key));
-        tenants.find_map(|tenant| tenant.waiting.values().next()).map(|waiting| &waiting.bell)
+        self.tenants.iter().find_map(|tenant| tenant.waiting.values().next()).map(|waiting| &waiting.bell)
     }
 
-    /// A request that was charged needed `cost`.
+    /// A request that was charged costs `cost`; nothing if it was never served.
     pub(crate) fn correct(&mut self, tenant: TenantKey, charge: Charge, cost: u64) {
         if charge.era != self.era || self.depth == 0 {
             return;
         }
-        let surplus = signed(charge.cost.min(COST_MAX)) - signed(cost.min(COST_MAX));
-        if surplus < 0 || self.tenants.contains_key(&tenant) {
-            let tenant = self.tenant(tenant);
+        let surplus = signed(counted(charge.cost)) - signed(counted(cost));
+        if surplus < 0 || self.places.contains_key(&tenant) {
+            let tenant = self.tenant_mut(tenant);
             tenant.credit = (tenant.credit + surplus).min(CREDIT_MAX);
         }
     }
 
-    /// How many will be served before a newcomer of this tenant, if all cost the same.
+    /// How many will be served before a newcomer of this tenant, if all cost the same and have the same credit.
     pub(crate) fn ahead_of(&self, tenant: TenantKey) -> usize {
         let own = self.depth_of(tenant);
-        let others = self.turns.iter().filter(|key| **key != tenant).map(|key| self.depth_of(*key).min(own + 1));
-        own + others.sum::<usize>()
+        let others = self.tenants.iter().filter(|other| other.key != tenant);
+        own + others.map(|other| other.waiting.len().min(own + 1)).sum::<usize>()
     }
 
-    /// The tenant, who comes last among the turns if it is new.
-    fn tenant(&mut self, key: TenantKey) -> &mut Tenant<B> {
-        if !self.tenants.contains_key(&key) {
-            if self.turns.len() >= TENANTS_MAX {
-                self.tenants.retain(|_, tenant| !tenant.waiting.is_empty());
-                self.turns.retain(|key| self.tenants.contains_key(key));
-            }
-            self.turns.push_back(key);
+    fn tenant(&self, key: TenantKey) -> Option<&Tenant<B>> {
+        self.places.get(&key).map(|place| &self.tenants[*place])
+    }
+
+    /// The tenant; one that is not remembered has full credit.
+    fn tenant_mut(&mut self, key: TenantKey) -> &mut Tenant<B> {
+        if self.tenants.len() >= TENANTS_MAX && !self.places.contains_key(&key) {
+            self.keep(|tenant| !tenant.waiting.is_empty());
         }
-        self.tenants.entry(key).or_insert_with(|| Tenant { waiting: BTreeMap::new(), credit: CREDIT_MAX })
+        let place = *self.places.entry(key).or_insert(self.tenants.len());
+        if place == self.tenants.len() {
+            self.tenants.push(Tenant { key, credit: CREDIT_MAX, waiting: BTreeMap::new() });
+        }
+        &mut self.tenants[place]
+    }
+
+    /// Forgets the others.
+    fn keep(&mut self, is_kept: impl Fn(&Tenant<B>) -> bool) {
+        let before = self.tenants.len();
+        self.tenants.retain(is_kept);
+        if self.tenants.len() != before {
+            self.places.clear();
+            self.places.extend(self.tenants.iter().enumerate().map(|(place, tenant)| (tenant.key, place)));
+        }
     }
 
     fn shrunk(&mut self) {
         self.depth -= 1;
         if self.depth == 0 {
             self.tenants.clear();
-            self.turns.clear();
+            self.places.clear();
             self.era += 1;
         }
     }
 
-    /// Whose turn it is, who is first among the turns then; none if nobody waits.
+    /// Whose turn it is: of those who wait, who has most credit; of equals, who came first. None if nobody waits.
     fn turn(&mut self) -> Option<TenantKey> {
-        if self.depth == 0 {
-            return None;
+        let rank =
+            |tenant: &Tenant<B>| Some((tenant.credit, Reverse(*tenant.waiting.first_key_value()?.0), tenant.key));
+        let (credit, _, key) = self.tenants.iter().filter_map(rank).max()?;
+        if credit <= 0 {
+            self.pass_rounds(1 - credit / QUANTUM);
         }
-        self.round().or_else(|| {
-            self.pass_rounds();
-            self.round()
-        })
+        Some(key)
     }
 
-    /// Goes around once, until somebody who waits has credit; whoever is passed by gains its quantum.
-    fn round(&mut self) -> Option<TenantKey> {
-        for _ in 0..self.turns.len() {
-            let key = *self.turns.front()?;
-            let tenant = self.tenants.get_mut(&key)?;
-            if tenant.credit > 0 && !tenant.waiting.is_empty() {
-                return Some(key);
-            }
-            tenant.credit += QUANTUM;
-            if tenant.waiting.is_empty() && tenant.credit >= CREDIT_MAX {
-                self.tenants.remove(&key);
-                self.turns.pop_front();
-            } else {
-                self.turns.rotate_left(1);
-            }
+    /// Lets rounds pass: as many as it takes until somebody who waits has credit.
+    fn pass_rounds(&mut self, rounds: i64) {
+        let gained = rounds * QUANTUM;
+        for tenant in &mut self.tenants {
+            tenant.credit = (tenant.credit + gained).min(CREDIT_MAX);
         }
-        None
+        self.keep(|tenant| tenant.credit < CREDIT_MAX || !tenant.waiting.is_empty());
     }
+}
 
-    /// Lets as many rounds pass as it takes until somebody who waits has credit.
-    fn pass_rounds(&mut self) {
-        let waiting = self.tenants.values().filter(|tenant| !tenant.waiting.is_empty());
-        let best = waiting.map(|tenant| tenant.credit).max().unwrap_or(1);
-        if best <= 0 {
-            let gained = (1 - best / QUANTUM) * QUANTUM;
-            for tenant in self.tenants.values_mut() {
-                tenant.credit = (tenant.credit + gained).min(CREDIT_MAX);
-            }
-        }
-    }
+/// What a cost counts for.
+fn counted(cost: u64) -> u64 {
+    if cost == 0 { 0 } else { cost.clamp(COST_MIN, COST_MAX) }
 }
 
 fn signed(cost: u64) -> i64 {
@@ -257,11 +257,21 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_waits_for_one_turn_of_each() {
+    fn a_newcomer_goes_before_those_who_have_had_more() {
         let mut queue = queue(&[(1, 300, 200), (2, 300, 200)]);
         served(&mut queue, 150);
         queue.push(3, 1_000, 300, ());
-        assert!(served(&mut queue, 3).contains(&3));
+        assert_eq!(served(&mut queue, 1), [3]);
+    }
+
+    #[test]
+    fn full_credit_keeps_nobody_waiting_who_has_it_too() {
+        for cost in [1, 300, 3_000] {
+            let mut queue = queue(&[(1, cost, 500)]);
+            queue.push(2, 1_000, cost, ());
+            queue.push(2, 1_001, cost, ());
+            assert_eq!(served(&mut queue, 4), [1, 2, 1, 2], "{cost}");
+        }
     }
 
     #[test]
@@ -272,10 +282,10 @@ mod tests {
             queue.push(2, number, 1_000, ());
         }
         let turns = served(&mut queue, 40);
-        let burst = turns.iter().skip_while(|tenant| **tenant == 1).take_while(|tenant| **tenant == 2).count();
-        assert!((17..=18).contains(&burst), "{turns:?}");
-        let after = turns[19..].iter().filter(|tenant| **tenant == 2).count();
-        assert!((9..=12).contains(&after), "then in turn: {turns:?}");
+        let burst = turns.iter().take_while(|tenant| **tenant == 2).count();
+        assert!((16..=20).contains(&burst), "{turns:?}");
+        let after = turns[burst..].iter().filter(|tenant| **tenant == 2).count();
+        assert!((8..=12).contains(&after), "then in turn: {turns:?}");
     }
 
     #[test]
@@ -305,11 +315,10 @@ mod tests {
     fn an_era_ends_when_nobody_waits() {
         let mut queue = queue(&[(1, 1_000_000, 1)]);
         let next = queue.take().expect("it waits");
-        queue.push(2, 1, 1, ());
-        queue.push(1, 2, 1, ());
+        queue.push(1, 1, 1, ());
+        queue.push(2, 2, 1, ());
         queue.correct(next.tenant, next.charge, 2_000_000);
-        assert_eq!(served(&mut queue, 1), [2]);
-        assert_eq!(served(&mut queue, 1), [1], "the old debt is forgotten");
+        assert_eq!(served(&mut queue, 2), [1, 2], "the old debt is forgotten");
     }
 
     #[test]
@@ -347,7 +356,7 @@ mod tests {
                 let next = queue.take().expect("two wait");
                 tokens[next.tenant as usize] += next.charge.cost as i64;
                 assert!((tokens[0] - tokens[1]).abs() <= CREDIT_MAX + 2_000 + 3 * QUANTUM, "seed {seed}: {tokens:?}");
-                assert!(queue.turns.len() == queue.tenants.len() && queue.turns.len() <= 6);
+                assert!(queue.places.len() == queue.tenants.len() && queue.tenants.len() <= 6);
             }
             for tenant in 2..6 {
                 assert!(tokens[tenant] <= tokens[0] + CREDIT_MAX + 2_000 + 3 * QUANTUM, "seed {seed}: {tokens:?}");
