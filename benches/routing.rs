@@ -55,13 +55,13 @@ impl Setting {
             let state = &worker.state;
             let requests = u32::try_from(1 + random.below(4)).unwrap_or(1);
             for _ in 0..requests {
-                let mut guard = state.begin(random.below(2_000));
+                let mut guard = state.begin(random.below(2_000), Timestamp::ORIGIN + Duration::from_secs(9));
                 if random.below(2) == 0 {
-                    guard.first_token();
+                    guard.first_token(Timestamp::ORIGIN + Duration::from_secs(9));
                 }
                 running.push(guard);
             }
-            state.rates.observe_ttft(6_000 + random.below(4_000), Duration::from_secs(1));
+            state.rates.observe_ttft(6_000 + random.below(4_000), 0, Duration::from_secs(1));
             state.load.set_engine(EngineLoad {
                 running: requests,
                 waiting: 0,

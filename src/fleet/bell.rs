@@ -108,8 +108,8 @@ mod tests {
         check("a worker", (1, 1), &mut || added = fleet.add(spec("a", &["m"]), Origin::Api, at(0)).ok());
         let worker = added.expect("there is room").worker;
         let mut guards = Vec::new();
-        check("the first request", (0, 1), &mut || guards.push(worker.state.begin(1)));
-        check("the second", (0, 0), &mut || guards.push(worker.state.begin(1)));
+        check("the first request", (0, 1), &mut || guards.push(worker.state.begin(1, at(0))));
+        check("the second", (0, 0), &mut || guards.push(worker.state.begin(1, at(0))));
         check("their end", (0, 0), &mut || guards.clear());
         let probed = |result: Result<(), ProbeFailure>| {
             for _ in 0..10 {

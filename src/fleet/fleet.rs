@@ -170,9 +170,9 @@ impl Fleet {
     }
 
     /// Takes down what the other gateways have at a worker; nothing if it is not there.
-    pub fn set_peer_load(&self, id: WorkerId, load: PeerLoad) {
+    pub fn set_peer_load(&self, id: WorkerId, load: PeerLoad, now: Timestamp) {
         if let Some(worker) = self.snapshot().worker(id) {
-            worker.state.set_peers(load);
+            worker.state.set_peers(load, now);
         }
     }
 
@@ -516,7 +516,7 @@ mod tests {
         let first = add(&fleet, spec("a:1", &["m"]), Origin::Flag);
         assert_eq!(first.change, Change::New);
         assert!(fleet.describe(first.worker.id, first.worker.revision, profile(&["x"])));
-        let guard = first.worker.state.begin(5);
+        let guard = first.worker.state.begin(5, at(0));
         assert_eq!(add(&fleet, spec("http://A:1/", &["m"]), Origin::Flag).change, Change::Unchanged);
         let second = add(&fleet, spec("a:1", &["n"]), Origin::Flag);
         assert_eq!((second.change, second.worker.id), (Change::Replaced, first.worker.id));
@@ -553,7 +553,7 @@ mod tests {
         let fleet = fleet();
         let worker = add(&fleet, spec("a", &["m"]), Origin::Api).worker;
         assert!(fleet.finish_drain(worker.id).is_none(), "nobody asked for it");
-        let guard = worker.state.begin(5);
+        let guard = worker.state.begin(5, at(0));
         assert!(fleet.drain(worker.id) && !fleet.drain(worker.id));
         assert!(!worker.is_available(at(0)));
         assert!(!fleet.is_idle(worker.id) && fleet.finish_drain(worker.id).is_none());
@@ -591,7 +591,7 @@ mod tests {
     fn a_drain_can_be_abandoned_with_requests_under_way() {
         let fleet = fleet();
         let worker = add(&fleet, spec("a", &["m"]), Origin::Api).worker;
-        let guard = worker.state.begin(5);
+        let guard = worker.state.begin(5, at(0));
         fleet.drain(worker.id);
         assert!(fleet.finish_drain(worker.id).is_none());
         assert!(fleet.abandon_drain(worker.id).is_some());

@@ -138,7 +138,7 @@ mod tests {
         found.version = Some("0.11".to_owned());
         found.context_length = Some(4_096);
         assert!(fleet.describe(worker.id, worker.revision, found));
-        let _busy = worker.state.begin(9);
+        let _busy = worker.state.begin(9, at(0));
 
         let snapshot = fleet.snapshot();
         let info = WorkerInfo::from(&**snapshot.worker(worker.id).unwrap());

@@ -45,11 +45,11 @@ pub use fleet::{Added, Change, Delta, Fleet, FleetConfig};
 pub use health::{Health, HealthConfig, ProbeFailure, Status, StatusChange};
 pub use info::{BreakerInfo, WorkerInfo};
 pub use kv_events::{KvEndpoint, KvEventsSpec};
-pub use load::{EngineLoad, EngineLook, Load, LoadGuard, PeerLoad};
+pub use load::{EngineLoad, EngineLook, Load, LoadGuard, PeerLoad, Prefilling};
 pub use model::ModelCard;
 pub use path::{ClusterVerdict, DirectPath, EngineSource, HealthVote, Path, ProbeDuty, Reach, Relaying, Via};
 pub use profile::{EngineProfile, Offer};
-pub use rates::Rates;
+pub use rates::{Rates, Speed};
 pub use snapshot::{Member, Pool, Snapshot};
 pub use spec::{
     ConnectionMode, HealthOverride, KeyPatch, Origin, ResilienceOverride, WorkerPatch, WorkerSpec, WorkerType,

@@ -21,6 +21,8 @@ pub struct Load {
     in_flight: AtomicU32,
     decoding: AtomicU32,
     pending_tokens: AtomicU64,
+    /// When the engine began with the prompt that it works on, as far as known.
+    prefilling_since: AtomicU64,
     peers: PeerWords,
     engine: EngineWords,
     relayed: AtomicU32,
@@ -58,6 +60,17 @@ pub struct PeerLoad {
     pub pending_tokens: u64,
 }
 
+/// The prompt that an engine likely works on. Until its first token comes all of it counts as pending, but the longer ago it
+/// began, the less of it is still to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Prefilling {
+    /// How long it is at most: as long as all that are pending, or half of that if there are several, for which one it is
+    /// nobody knows. An engine that gives no first token any more therefore soon looks as full as it is.
+    pub tokens_max: f32,
+    /// How many seconds ago it began.
+    pub seconds: f32,
+}
+
 /// The part of an engine's word that decisions need.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EngineLook {
@@ -88,10 +101,10 @@ struct EngineWords {
     at: AtomicU64,
     /// Requests running and waiting.
     requests: AtomicU64,
-    /// Requests of others, and the bits of the used share of the KV cache.
-    foreign_kv: AtomicU64,
-    /// The bits of [`EngineLook::kv_pressure`]: computed once and not in every decision.
-    kv_pressure: AtomicU32,
+    /// Requests of others, and the bits of [`EngineLook::kv_pressure`]: computed once and not in every decision.
+    foreign_pressure: AtomicU64,
+    /// The bits of the used share of the KV cache.
+    kv_usage: AtomicU32,
     /// The bits of the tokens generated per second.
     rate: AtomicU32,
     /// [`Load`]'s `dispatched_tokens` at the time.
@@ -105,8 +118,9 @@ const KV_USAGE_MAX: f32 = 0.999;
 
 impl Load {
     #[cfg(test)]
-    pub(crate) const READ_BY_DECISIONS_BYTES: usize =
-        std::mem::offset_of!(Self, engine) + std::mem::offset_of!(EngineWords, kv_pressure) + size_of::<AtomicU32>();
+    pub(crate) const READ_BY_DECISIONS_BYTES: usize = std::mem::offset_of!(Self, engine)
+        + std::mem::offset_of!(EngineWords, foreign_pressure)
+        + size_of::<AtomicU64>();
 
     /// Requests sent and not finished.
     #[inline]
@@ -139,8 +153,33 @@ impl Load {
         PeerLoad { requests, decoding, pending_tokens: self.peers.pending_tokens.load(Ordering::Relaxed) }
     }
 
+    /// The prompt that the engine likely works on, `peers` being what the other gateways have there.
+    #[inline]
+    #[expect(clippy::cast_precision_loss, reason = "an estimate needs no more than seven digits")]
+    pub fn prefilling(&self, peers: PeerLoad, now: Timestamp) -> Prefilling {
+        let pending_tokens = self.pending_tokens().wrapping_add(peers.pending_tokens).cast_signed() as f32;
+        let is_one = self.in_flight().wrapping_add(peers.requests)
+            <= self.decoding().wrapping_add(peers.decoding).wrapping_add(1);
+        let nanos = now.as_nanos().wrapping_sub(self.prefilling_since.load(Ordering::Relaxed)).cast_signed();
+        Prefilling {
+            tokens_max: pending_tokens * if is_one { 1.0 } else { 0.5 },
+            // Not by a `Duration`, which would divide.
+            seconds: nanos as f32 * 1e-9,
+        }
+    }
+
+    /// The engine begins with a prompt.
+    fn prefills_from(&self, now: Timestamp) {
+        self.prefilling_since.fetch_max(now.as_nanos(), Ordering::Relaxed);
+    }
+
     /// Takes down what the other gateways have there.
-    pub(crate) fn set_peers(&self, peers: PeerLoad) {
+    pub(crate) fn set_peers(&self, peers: PeerLoad, now: Timestamp) {
+        let before = self.peers();
+        let had_first_token = peers.pending_tokens < before.pending_tokens || peers.decoding > before.decoding;
+        if had_first_token || before.pending_tokens == 0 && self.pending_tokens() == 0 {
+            self.prefills_from(now);
+        }
         self.peers.requests.store(word(peers.requests, peers.decoding), Ordering::Relaxed);
         self.peers.pending_tokens.store(peers.pending_tokens, Ordering::Relaxed);
     }
@@ -161,11 +200,10 @@ impl Load {
         let words = &self.engine;
         let at = words.at.load(Ordering::Acquire).checked_sub(1)?;
         let (running, waiting) = halves(words.requests.load(Ordering::Relaxed));
-        let (_, kv_bits) = halves(words.foreign_kv.load(Ordering::Relaxed));
         Some(EngineLoad {
             running,
             waiting,
-            kv_usage: f32::from_bits(kv_bits),
+            kv_usage: f32::from_bits(words.kv_usage.load(Ordering::Relaxed)),
             generation_tokens_per_second: f32::from_bits(words.rate.load(Ordering::Relaxed)),
             at: Timestamp::from_nanos(at),
         })
@@ -179,15 +217,14 @@ impl Load {
             return EngineLook::default();
         }
         let (_, waiting) = halves(words.requests.load(Ordering::Relaxed));
-        let (foreign, _) = halves(words.foreign_kv.load(Ordering::Relaxed));
-        let kv_pressure = f32::from_bits(words.kv_pressure.load(Ordering::Relaxed));
-        EngineLook { foreign, foreign_waiting: waiting.min(foreign), kv_pressure }
+        let (foreign, pressure) = halves(words.foreign_pressure.load(Ordering::Relaxed));
+        EngineLook { foreign, foreign_waiting: waiting.min(foreign), kv_pressure: f32::from_bits(pressure) }
     }
 
     /// Requests the engine had from others than this gateway and those it knows of when it last spoke.
     #[inline]
     pub fn foreign_requests(&self) -> u32 {
-        halves(self.engine.foreign_kv.load(Ordering::Relaxed)).0
+        halves(self.engine.foreign_pressure.load(Ordering::Relaxed)).0
     }
 
     /// Prompt tokens sent since the engine last spoke, or ever if it never did: what its figures do not show yet.
@@ -213,9 +250,10 @@ impl Load {
         let words = &self.engine;
         words.requests.store(word(engine.running, engine.waiting), Ordering::Relaxed);
         let kv_usage = sane(engine.kv_usage, 1.0);
-        words.foreign_kv.store(word(foreign, kv_usage.to_bits()), Ordering::Relaxed);
+        words.kv_usage.store(kv_usage.to_bits(), Ordering::Relaxed);
         let kv_usage = kv_usage.min(KV_USAGE_MAX);
-        words.kv_pressure.store((kv_usage / (1.0 - kv_usage)).to_bits(), Ordering::Relaxed);
+        let pressure = kv_usage / (1.0 - kv_usage);
+        words.foreign_pressure.store(word(foreign, pressure.to_bits()), Ordering::Relaxed);
         words.rate.store(sane(engine.generation_tokens_per_second, 1e9).to_bits(), Ordering::Relaxed);
         words.dispatched_tokens.store(self.dispatched_tokens.load(Ordering::Relaxed), Ordering::Relaxed);
         words.at.store(engine.at.as_nanos().saturating_add(1), Ordering::Release);
@@ -224,7 +262,7 @@ impl Load {
     /// Forgets the engine's figures, because they have become too old to mean anything.
     pub fn clear_engine(&self) {
         self.engine.at.store(0, Ordering::Release);
-        self.engine.foreign_kv.store(0, Ordering::Relaxed);
+        self.engine.foreign_pressure.store(0, Ordering::Relaxed);
         self.engine.dispatched_tokens.store(0, Ordering::Relaxed);
     }
 
@@ -294,17 +332,21 @@ enum Stage {
 }
 
 impl LoadGuard {
-    pub(crate) fn begin(state: Arc<WorkerState>, tokens: u64) -> Self {
+    pub(crate) fn begin(state: Arc<WorkerState>, tokens: u64, now: Timestamp) -> Self {
         let tokens = tokens.min(TOKENS_MAX);
         let load = &state.load;
         let before = load.in_flight.fetch_add(1, Ordering::Relaxed);
         load.processed.fetch_add(1, Ordering::Relaxed);
         load.dispatched_tokens.fetch_add(tokens, Ordering::Relaxed);
+        state.rates.observe_taken_in(tokens, now);
         let own = load.pending_tokens.fetch_add(tokens, Ordering::Relaxed);
         if before == 0 {
             load.ring();
         }
         let tokens_ahead = own.saturating_add(load.peers().pending_tokens);
+        if tokens_ahead == 0 {
+            load.prefills_from(now);
+        }
         Self { state, tokens, tokens_ahead, stage: Stage::Prefill, key: None }
     }
 
@@ -319,13 +361,13 @@ impl LoadGuard {
 
     /// A guard for the same request at another worker, to take the place of this one.
     #[must_use = "the request counts as finished once its guard is dropped"]
-    pub fn moved_to(&self, state: &Arc<WorkerState>) -> Self {
+    pub fn moved_to(&self, state: &Arc<WorkerState>, now: Timestamp) -> Self {
         let mut moved = match self.stage {
-            Stage::Prefill | Stage::Decode => Self::begin(Arc::clone(state), self.tokens),
+            Stage::Prefill | Stage::Decode => Self::begin(Arc::clone(state), self.tokens, now),
             Stage::Relayed => Self::begin_relayed(Arc::clone(state)),
         };
         if self.stage == Stage::Decode {
-            moved.first_token();
+            moved.first_token(now);
         }
         if let Some(key) = self.key {
             moved.hold_key(key);
@@ -344,11 +386,13 @@ impl LoadGuard {
         }
     }
 
-    /// The first token came: the prompt is no longer pending, the request decodes. Again is nothing.
-    pub fn first_token(&mut self) {
+    /// The first token came: the prompt is no longer pending, the request decodes, and the engine goes on with the next
+    /// prompt. Again is nothing.
+    pub fn first_token(&mut self, now: Timestamp) {
         if self.stage == Stage::Prefill {
             self.stage = Stage::Decode;
             let load = &self.state.load;
+            load.prefills_from(now);
             load.decoding.fetch_add(1, Ordering::Relaxed);
             load.pending_tokens.fetch_sub(self.tokens, Ordering::Relaxed);
         }
@@ -397,14 +441,37 @@ mod tests {
     }
 
     #[test]
+    fn the_prompt_worked_on_begins_with_the_first_and_after_each_first_token() {
+        let state = Arc::clone(&trusted_worker(BreakerConfig::default()).state);
+        let check = |now, peers, tokens_max, seconds| {
+            assert_eq!(state.load.prefilling(peers, at(now)), Prefilling { tokens_max, seconds }, "at {now} s");
+        };
+        let none = PeerLoad::default();
+        let mut first = state.begin(300, at(10));
+        let _second = state.begin(100, at(12));
+        check(15, none, 200.0, 5.0);
+        first.first_token(at(16));
+        check(17, none, 100.0, 1.0);
+        drop(first);
+        let peers = |requests, decoding, pending_tokens| PeerLoad { requests, decoding, pending_tokens };
+        state.set_peers(peers(2, 0, 500), at(18));
+        check(19, state.load.peers(), 300.0, 3.0);
+        state.set_peers(peers(3, 1, 600), at(20));
+        check(21, state.load.peers(), 350.0, 1.0);
+        let other = Arc::clone(&trusted_worker(BreakerConfig::default()).state);
+        other.set_peers(peers(1, 0, 400), at(30));
+        assert_eq!(other.load.prefilling(other.load.peers(), at(31)), Prefilling { tokens_max: 400.0, seconds: 1.0 });
+    }
+
+    #[test]
     fn a_request_is_pending_then_decodes_then_is_gone() {
         let state = Arc::clone(&trusted_worker(BreakerConfig::default()).state);
-        let mut first = state.begin(100);
-        let second = state.begin(20);
+        let mut first = state.begin(100, at(0));
+        let second = state.begin(20, at(0));
         assert_eq!((first.tokens_ahead(), second.tokens_ahead()), (0, 100));
         assert_eq!(counts(&state.load), (2, 0, 120, 0));
-        first.first_token();
-        first.first_token();
+        first.first_token(at(0));
+        first.first_token(at(0));
         assert_eq!(counts(&state.load), (2, 1, 20, 0));
         drop(second);
         assert_eq!(counts(&state.load), (1, 1, 0, 0));
@@ -416,7 +483,7 @@ mod tests {
     #[test]
     fn keys_count_once_however_many_requests_hold_them() {
         let state = Arc::clone(&trusted_worker(BreakerConfig::default()).state);
-        let (mut a, mut b, mut c) = (state.begin(0), state.begin(0), state.begin(0));
+        let (mut a, mut b, mut c) = (state.begin(0, at(0)), state.begin(0, at(0)), state.begin(0, at(0)));
         a.hold_key(1);
         a.hold_key(1);
         b.hold_key(1);
@@ -435,7 +502,7 @@ mod tests {
     fn the_engines_figures_are_set_against_our_own() {
         let state = Arc::clone(&trusted_worker(BreakerConfig::default()).state);
         let load = &state.load;
-        let early = state.begin(10);
+        let early = state.begin(10, at(0));
         assert_eq!((load.engine(), load.foreign_requests(), load.tokens_since_engine()), (None, 0, 10));
         let said = EngineLoad {
             running: 3,
@@ -448,7 +515,7 @@ mod tests {
         assert_eq!((load.foreign_requests(), load.tokens_since_engine()), (4, 0));
         let engine = load.engine().unwrap();
         assert_eq!((engine.kv_usage, engine.generation_tokens_per_second), (0.0, 1e9));
-        let late = state.begin(7);
+        let late = state.begin(7, at(0));
         assert_eq!(load.tokens_since_engine(), 7);
         drop((early, late));
         assert_eq!(load.foreign_requests(), 4, "as of the time the engine spoke");
@@ -487,8 +554,8 @@ mod tests {
             for step in steps {
                 let place = |index: usize| index.checked_rem(guards.len());
                 match step {
-                    Step::Begin(tokens) => guards.push(state.begin(tokens)),
-                    Step::FirstToken(index) => place(index).into_iter().for_each(|at| guards[at].first_token()),
+                    Step::Begin(tokens) => guards.push(state.begin(tokens, at(0))),
+                    Step::FirstToken(index) => place(index).into_iter().for_each(|place| guards[place].first_token(at(0))),
                     Step::Key(index, key) => place(index).into_iter().for_each(|at| guards[at].hold_key(key)),
                     Step::Drop(index) => place(index).into_iter().for_each(|at| drop(guards.swap_remove(at))),
                 }
@@ -517,10 +584,10 @@ mod tests {
                 let state = &state;
                 scope.spawn(move || {
                     for turn in 0..2_000 {
-                        let mut guard = state.begin(turn);
+                        let mut guard = state.begin(turn, at(0));
                         guard.hold_key(turn % (3 + thread));
                         if turn % 3 == 0 {
-                            guard.first_token();
+                            guard.first_token(at(0));
                         }
                     }
                 });

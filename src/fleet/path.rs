@@ -404,9 +404,9 @@ mod tests {
         let (fleet, worker) = fleet();
         let load = &worker.state.load;
         let said = EngineLoad { running: 6, waiting: 4, kv_usage: 0.5, generation_tokens_per_second: 1.0, at: at(1) };
-        let _own = worker.state.begin(10);
+        let _own = worker.state.begin(10, at(0));
         let peers = PeerLoad { requests: 5, decoding: 2, pending_tokens: 300 };
-        fleet.set_peer_load(worker.id, peers);
+        fleet.set_peer_load(worker.id, peers, at(0));
         assert_eq!((worker.requests(), worker.pending_tokens(), load.peers()), (6, 310, peers));
         load.set_engine(said);
         assert_eq!(load.foreign_requests(), 4);
@@ -418,7 +418,7 @@ mod tests {
         assert_eq!(load.engine(), Some(said));
         fleet.clear_engine(worker.id);
         assert_eq!(load.engine(), None);
-        let behind = worker.state.begin(1);
+        let behind = worker.state.begin(1, at(0));
         assert_eq!(behind.tokens_ahead(), 310, "the engine has the peers' prompts to prefill too");
     }
 
@@ -427,7 +427,7 @@ mod tests {
         let (_, worker) = fleet();
         let load = &worker.state.load;
         let mut relayed = worker.state.begin_relayed();
-        relayed.first_token();
+        relayed.first_token(at(0));
         assert_eq!((load.relayed(), load.in_flight(), load.decoding(), load.pending_tokens()), (1, 0, 0, 0));
         assert!(!worker.is_idle());
         drop(relayed);
@@ -438,10 +438,10 @@ mod tests {
     fn a_moved_request_counts_at_one_worker() {
         let (_, from) = fleet();
         let (_, to) = fleet();
-        let mut guard = from.state.begin(10);
+        let mut guard = from.state.begin(10, at(0));
         guard.hold_key(1);
-        guard.first_token();
-        guard = guard.moved_to(&to.state);
+        guard.first_token(at(0));
+        guard = guard.moved_to(&to.state, at(0));
         let counts = |worker: &Worker| {
             let load = &worker.state.load;
             (load.in_flight(), load.decoding(), load.pending_tokens(), load.active_keys())

@@ -1,7 +1,7 @@
 //! How fast a worker is, learned from its answers.
 
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -20,8 +20,27 @@ pub struct Rates {
     errors: AtomicU64,
     gap: AtomicU64,
     ttft: AtomicU64,
-    /// The bits of what follows from `prefill`; as of an observation earlier, if two were made at once.
-    seconds_per_token: AtomicU32,
+    /// The bits of what follows from `prefill`, and of its weight; as of an observation earlier, if two were made at once.
+    speed: AtomicU64,
+    /// Tokens, and when they were as many.
+    taken_in: AtomicU64,
+}
+
+/// How fast a worker computes prompts, going by what it took so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Speed {
+    /// Prompt tokens per second; zero if not measured.
+    pub tokens_per_second: f32,
+    /// What that weighs against what is known of other workers, from zero to almost one: every measurement also measures what
+    /// nobody told of, and only many of them tell a slow worker from a busy one.
+    pub weight: f32,
+}
+
+impl Speed {
+    /// No worker is taken to be slower, in tokens per second: what measured nonsense must not decide for ever.
+    pub const MIN: f32 = 50.0;
+    /// No worker is taken to be faster.
+    pub const MAX: f32 = 1e7;
 }
 
 /// What the newest sample weighs in an average.
@@ -29,26 +48,44 @@ const NEWEST: f32 = 0.1;
 /// What the newest outcome weighs in the error rate.
 const NEWEST_OUTCOME: f32 = 0.05;
 /// Prompts shorter than this tell about fixed costs, not about the speed of prefill.
-const PREFILL_TOKENS_MIN: u64 = 32;
+const PREFILL_TOKENS_MIN: u64 = 128;
+/// As many measurements of one worker weigh as much as what is known of all.
+const PREFILLS_TO_BELIEVE: f32 = 16.0;
 /// In this time an error rate halves by itself, so that a worker that is avoided for its errors is tried again.
 const ERRORS_HALVE_IN: Duration = Duration::from_secs(30);
+/// In this time what a cache has taken in halves: longer than the pauses between the turns of a conversation, for which it is to be
+/// kept.
+const TAKEN_IN_HALVES_IN: Duration = Duration::from_secs(300);
 
 impl Rates {
-    /// The first token of a request came `ttft` after dispatch. `tokens` is what the engine had to prefill until
-    /// then: the request's own uncached tokens, and those of [`crate::LoadGuard::tokens_ahead`].
+    /// The first token of a request came `ttft` after dispatch. The engine had to prefill the request's own uncached `tokens`
+    /// until then, and what was `ahead` of it ([`crate::LoadGuard::tokens_ahead`]). Where that is the greater part, little is
+    /// learned of the worker's speed, because little of it is known for certain.
     #[expect(clippy::cast_precision_loss, reason = "an average needs no more than seven digits")]
-    pub fn observe_ttft(&self, tokens: u64, ttft: Duration) {
+    pub fn observe_ttft(&self, tokens: u64, ahead: u64, ttft: Duration) {
         let seconds = ttft.as_secs_f32();
         change(&self.ttft, |word| average(word, seconds));
-        if tokens >= PREFILL_TOKENS_MIN && seconds > 0.0 {
+        if tokens >= PREFILL_TOKENS_MIN && tokens >= ahead && seconds > 0.0 {
+            let tokens = tokens + ahead;
             // Two fading sums instead of an average of ratios: long prompts weigh by their length.
             change(&self.prefill, |word| {
                 let (sum_tokens, sum_seconds) = halves(word);
                 join(sum_tokens * (1.0 - NEWEST) + tokens as f32, sum_seconds * (1.0 - NEWEST) + seconds)
             });
             let (sum_tokens, sum_seconds) = halves(self.prefill.load(Ordering::Relaxed));
-            self.seconds_per_token.store((sum_seconds / sum_tokens).to_bits(), Ordering::Relaxed);
+            change(&self.speed, |word| {
+                // After n measurements the doubt is P ÷ (P + n).
+                let doubt = 1.0 - halves(word).1;
+                let doubt = doubt * PREFILLS_TO_BELIEVE / (PREFILLS_TO_BELIEVE + doubt);
+                join((sum_tokens / sum_seconds).clamp(Speed::MIN, Speed::MAX), 1.0 - doubt)
+            });
         }
+    }
+
+    /// A prompt was sent there of which the cache lacks `tokens`: it takes them in, and lets others go for them.
+    #[expect(clippy::cast_precision_loss, reason = "a sum needs no more than seven digits")]
+    pub(crate) fn observe_taken_in(&self, tokens: u64, now: Timestamp) {
+        change(&self.taken_in, |word| pack(halved(word, now, TAKEN_IN_HALVES_IN) + tokens as f32, coarse(now)));
     }
 
     /// Time between two tokens of one request.
@@ -76,10 +113,17 @@ impl Rates {
         (seconds > 0.0).then(|| f64::from(tokens / seconds))
     }
 
-    /// The same turned round, and zero if nothing has been measured: what decisions need, without a division.
+    /// The same with its weight: what decisions need, without a division.
     #[inline]
-    pub fn prefill_seconds_per_token(&self) -> f32 {
-        f32::from_bits(self.seconds_per_token.load(Ordering::Relaxed))
+    pub fn speed(&self) -> Speed {
+        let (tokens_per_second, weight) = halves(self.speed.load(Ordering::Relaxed));
+        Speed { tokens_per_second, weight }
+    }
+
+    /// Prompt tokens that its cache took in from this gateway, older ones counting less.
+    #[inline]
+    pub fn taken_in(&self, now: Timestamp) -> f32 {
+        halved(self.taken_in.load(Ordering::Relaxed), now, TAKEN_IN_HALVES_IN)
     }
 
     /// Seconds from dispatch to the first token.
@@ -121,16 +165,22 @@ fn read_average(word: &AtomicU64) -> Option<f64> {
 /// The error rate in `word`, as it is at `now`.
 #[inline]
 fn faded(word: u64, now: Timestamp) -> f32 {
-    let (rate, at) = unpack(word);
-    if rate == 0.0 {
-        return 0.0;
-    }
-    // Wrapping: the coarse clock wraps after two years; and `now` may be a little earlier than the last outcome.
+    halved(word, now, ERRORS_HALVE_IN)
+}
+
+/// The value in `word`, as it is at `now`, if it halves in `time`: between two halvings along a line, which decisions can follow
+/// for a hundred workers.
+#[inline]
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a value of seven digits")]
+fn halved(word: u64, now: Timestamp, time: Duration) -> f32 {
+    let (value, at) = unpack(word);
+    // Wrapping: the coarse clock wraps after two years; and `now` may be a little earlier than the last change.
     let ticks = coarse(now).wrapping_sub(at).cast_signed().max(0);
-    let halvings = f64::from(ticks) * TICK_NANOS_F64 / ERRORS_HALVE_IN.as_secs_f64() / 1e9;
-    #[expect(clippy::cast_possible_truncation, reason = "a rate needs no more than seven digits")]
-    let kept = (-halvings).exp2() as f32;
-    rate * kept
+    let halvings = ticks as f32 * (TICK_NANOS_F64 / time.as_nanos() as f64) as f32;
+    #[expect(clippy::cast_sign_loss, reason = "it is not negative")]
+    let whole = (halvings as u32).min(126);
+    let fraction = (halvings - whole as f32).min(1.0);
+    value * f32::from_bits((127 - whole) << 23) * (1.0 - 0.5 * fraction)
 }
 
 /// Ticks of 2²⁴ ns, about 17 ms.
@@ -174,7 +224,7 @@ mod tests {
     #[test]
     fn nothing_is_known_before_the_first_sample() {
         let rates = Rates::default();
-        assert_eq!((rates.prefill_tokens_per_second(), rates.prefill_seconds_per_token()), (None, 0.0));
+        assert_eq!((rates.prefill_tokens_per_second(), rates.speed()), (None, Speed::default()));
         assert_eq!(rates.ttft_seconds(), None);
         assert_eq!(rates.gap_seconds(), None);
         assert_eq!(rates.error_rate(at(0)), 0.0);
@@ -183,20 +233,44 @@ mod tests {
     #[test]
     fn prefill_speed_is_learned_from_long_prompts_and_follows_a_change() {
         let rates = Rates::default();
-        rates.observe_ttft(4_000, Duration::from_millis(500));
+        rates.observe_ttft(4_000, 0, Duration::from_millis(500));
         assert!(is_near(rates.prefill_tokens_per_second(), 8_000.0), "the first sample counts in full");
         for _ in 0..100 {
             // Fixed costs of short prompts and full cache hits say nothing about prefill.
-            rates.observe_ttft(8, Duration::from_millis(30));
-            rates.observe_ttft(0, Duration::from_millis(20));
+            rates.observe_ttft(8, 0, Duration::from_millis(30));
+            rates.observe_ttft(0, 0, Duration::from_millis(20));
         }
         assert!(is_near(rates.prefill_tokens_per_second(), 8_000.0));
-        assert!(is_near(Some(1.0 / f64::from(rates.prefill_seconds_per_token())), 8_000.0));
+        assert!(is_near(Some(f64::from(rates.speed().tokens_per_second)), 8_000.0));
+        let once = rates.speed().weight;
         for _ in 0..60 {
-            rates.observe_ttft(4_000, Duration::from_secs(2));
+            rates.observe_ttft(3_000, 1_000, Duration::from_secs(2));
         }
         assert!(is_near(rates.prefill_tokens_per_second(), 2_000.0));
+        assert!(once < 0.1 && (0.7..1.0).contains(&rates.speed().weight), "{once}, {}", rates.speed().weight);
         assert!(is_near(rates.ttft_seconds(), 2.0));
+    }
+
+    #[test]
+    fn what_a_cache_took_in_fades() {
+        let rates = Rates::default();
+        assert_eq!(rates.taken_in(at(10)), 0.0);
+        rates.observe_taken_in(1_000, at(10));
+        rates.observe_taken_in(1_000, at(310));
+        assert!(is_near(Some(f64::from(rates.taken_in(at(310)))), 1_500.0), "{}", rates.taken_in(at(310)));
+        assert!(is_near(Some(f64::from(rates.taken_in(at(460)))), 1_125.0), "half way to the half");
+        assert!(rates.taken_in(at(1_000_000)) < 1e-6);
+    }
+
+    #[test]
+    fn waiting_for_others_says_little_of_the_speed() {
+        let rates = Rates::default();
+        rates.observe_ttft(4_000, 0, Duration::from_millis(500));
+        for _ in 0..60 {
+            rates.observe_ttft(1_000, 9_000, Duration::from_secs(20));
+        }
+        assert!(is_near(rates.prefill_tokens_per_second(), 8_000.0));
+        assert!(rates.ttft_seconds().is_some_and(|ttft| ttft > 10.0));
     }
 
     #[test]

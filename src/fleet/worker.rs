@@ -69,8 +69,8 @@ impl WorkerState {
     }
 
     /// Takes down what the other gateways have there.
-    pub(crate) fn set_peers(&self, load: PeerLoad) {
-        self.load.set_peers(load);
+    pub(crate) fn set_peers(&self, load: PeerLoad, now: Timestamp) {
+        self.load.set_peers(load, now);
         if load != PeerLoad::default() {
             self.health.note_outlook();
         }
@@ -144,8 +144,8 @@ impl WorkerState {
     }
 
     /// Counts a request with a prompt of `tokens` uncached tokens, until the guard is dropped.
-    pub fn begin(self: &Arc<Self>, tokens: u64) -> LoadGuard {
-        LoadGuard::begin(Arc::clone(self), tokens)
+    pub fn begin(self: &Arc<Self>, tokens: u64, now: Timestamp) -> LoadGuard {
+        LoadGuard::begin(Arc::clone(self), tokens, now)
     }
 
     /// Counts a request that a peer sent here to be passed on, until the guard is dropped.

@@ -209,7 +209,7 @@ fn route(gateway: &Gateway, prepared: &Prepared, excluded: &[WorkerId], trail: &
             breaker_changed(gateway, worker, path, change);
         }
         let mut load = match prepared.hop {
-            None => worker.state.begin(decision.uncached_tokens()),
+            None => worker.state.begin(decision.uncached_tokens(), now),
             Some(_) => worker.state.begin_relayed(),
         };
         if let Some(key) = &prepared.hints.routing_key {
@@ -395,7 +395,7 @@ impl Routed {
         trail.corrected(id);
         if let Some(worker) = gateway.fleet.snapshot().worker(id) {
             self.settle_path(gateway, Outcome::Success, now);
-            self.load = self.load.moved_to(&worker.state);
+            self.load = self.load.moved_to(&worker.state, now);
             self.worker = worker.clone();
             self.predicted_tokens = 0;
             prepared.plan.policy.dispatched(worker, &ask(gateway, prepared, &[], now));

@@ -186,9 +186,9 @@ impl Answering {
         let rates = &self.routed.worker.state.rates;
         if let Some(ttft) = self.trail.engine_ttft().filter(|_| self.prepared.hints.stream) {
             let ttft = ttft.saturating_sub(self.routed.path_rtt());
-            // Streams that are not asked for usage do not say what was cached: then the prediction has to do.
-            let computed = input.saturating_sub(cached.unwrap_or(self.routed.predicted_tokens));
-            rates.observe_ttft(computed + self.routed.load.tokens_ahead(), ttft);
+            // Where the engine does not say, the prediction is nearer than nothing.
+            let uncached = input.saturating_sub(cached.unwrap_or(self.routed.predicted_tokens));
+            rates.observe_ttft(uncached, self.routed.load.tokens_ahead(), ttft);
         }
         if let Some(gap) = self.trail.gap_mean() {
             rates.observe_gap(gap);
@@ -294,7 +294,7 @@ impl RelayBody {
         let out = events.release(data, &scanned);
         self.answering.trail.relayed(scanned.events);
         if scanned.content {
-            self.answering.routed.load.first_token();
+            self.answering.routed.load.first_token(now);
             self.answering.trail.output(now, scanned.events);
         }
         if let Some(garbage) = scanned.garbage {

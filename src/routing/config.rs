@@ -48,6 +48,9 @@ pub struct PolicyConfig {
 
     /// `cache_aware`: prompt tokens per second taken for a worker as long as none has been measured.
     pub default_prefill_tokens_per_second: f64,
+    /// `cache_aware`: what computing a part of a prompt anew costs others, whom it keeps waiting and whose cached prompts it pushes
+    /// out, as a share of the time that it takes.
+    pub displace_ratio: f64,
     /// `cache_aware`: workers whose first token is expected this much later than the best one's are as good as it.
     pub band_seconds: f64,
     /// `cache_aware`: the same as a share of the best; the greater counts.
@@ -81,6 +84,7 @@ impl Default for PolicyConfig {
             decode_seconds: 0.02,
             error_seconds: 2.0,
             default_prefill_tokens_per_second: 8_000.0,
+            displace_ratio: 1.0,
             band_seconds: 0.1,
             band_ratio: 0.1,
             chunk_bytes: CHUNK_BYTES,

@@ -3,9 +3,12 @@
 //! The cost is a sum of parts that each have a reason, in one unit, so that none needs a threshold:
 //!
 //! - *path*: the time to the peer that hands the request on and back, if one does.
-//! - *queue*: prompt tokens the gateways have pending there, and requests others have waiting there, at the worker's
-//!   measured rate; and, once it runs all it can at a time, the wait for a place.
+//! - *queue*: prompt tokens the gateways have pending there, less what the engine has likely done of the prompt that it works
+//!   on, and requests others have waiting there, at the worker's measured rate; and, once it runs all it can at a time, the
+//!   wait for a place.
 //! - *prefill*: the part of this prompt that its cache lacks, at the same rate.
+//! - *displace*: what that costs others. Who computes a prompt anew keeps the engine from other prompts for as long, and its
+//!   cache lets others go for it, which somebody will compute anew; more so where the cache has taken in more than elsewhere.
 //! - *decode*: what each request it works on takes of its compute.
 //! - *kv*: λ·k ÷ (1 − k) for a cache filled to k: nothing when there is room, a wall when there is none.
 //! - *error*: the share of its requests that fail.
@@ -15,7 +18,7 @@ use std::time::Duration;
 use serde::Serialize;
 use smallvec::SmallVec;
 use smg_base::Timestamp;
-use smg_fleet::WorkerState;
+use smg_fleet::{Prefilling, Speed, WorkerState};
 use smg_prefix::Held;
 
 use crate::{
@@ -32,6 +35,8 @@ pub struct Terms {
     pub queue: f32,
     /// The part of the prompt its cache lacks.
     pub prefill: f32,
+    /// What computing that part costs others.
+    pub displace: f32,
     /// Requests that share its compute.
     pub decode: f32,
     /// Pressure on its KV cache.
@@ -84,6 +89,7 @@ impl Costs {
             path: work.path,
             queue: work.pending_tokens * work.seconds_per_token + work.wait,
             prefill: work.uncached_tokens * work.seconds_per_token,
+            displace: work.displaced * work.uncached_tokens * work.seconds_per_token,
             decode: work.decode,
             kv: work.kv,
             error: work.error,
@@ -119,6 +125,7 @@ pub(crate) struct Estimate {
     kv_pressure_seconds: f32,
     decode_seconds: f32,
     error_seconds: f32,
+    displace_ratio: f32,
     band_seconds: f32,
     band_ratio: f32,
     /// Taken where no rate has been measured.
@@ -131,14 +138,14 @@ const ENGINE_AGE_MAX: Duration = Duration::from_secs(60);
 const ANSWER_TOKENS: f32 = 256.0;
 /// Seconds taken between two tokens of an answer as long as none were measured.
 const DEFAULT_GAP_SECONDS: f32 = 0.02;
-/// Bounds of a measured rate, tokens per second: one request that measured nonsense must not decide for ever.
-const RATE_MIN: f32 = 50.0;
-const RATE_MAX: f32 = 1e7;
+/// The part of what an engine may have done that it is taken to have done: to wait a little for one that is taken for busy costs
+/// less than to wait long for one that is taken for free.
+const CERTAINTY: f32 = 0.95;
 
 impl Estimate {
     /// With the parameters of `least_load`.
     pub(crate) fn of_load(config: &PolicyConfig) -> Self {
-        Self { band_seconds: 0.0, band_ratio: 0.0, ..Self::new(config, config.least_load_default_throughput) }
+        Self { displace_ratio: 0.0, band_seconds: 0.0, band_ratio: 0.0, ..Self::new(config, config.least_load_default_throughput) }
     }
 
     /// With the parameters of `cache_aware`.
@@ -153,9 +160,10 @@ impl Estimate {
             kv_pressure_seconds: config.kv_pressure_seconds as f32,
             decode_seconds: config.decode_seconds as f32,
             error_seconds: config.error_seconds as f32,
+            displace_ratio: config.displace_ratio as f32,
             band_seconds: config.band_seconds as f32,
             band_ratio: config.band_ratio as f32,
-            default_rate: (default_rate as f32).clamp(RATE_MIN, RATE_MAX),
+            default_rate: (default_rate as f32).clamp(Speed::MIN, Speed::MAX),
         }
     }
 
@@ -165,15 +173,30 @@ impl Estimate {
         let input_tokens = ask.input_tokens as f32;
         let engine_since = ask.now - ENGINE_AGE_MAX;
         costs.works.clear();
+        let (mut weights, mut rates) = (0.0, 0.0);
         // Not `extend`, which goes on in two places and therefore calls what would be inlined in one.
         for candidate in candidates.iter() {
             let work = self.work_at(candidate, engine_since, ask.now);
+            weights += work.weight;
+            rates += work.weight * work.tokens_per_second;
             costs.works.push(Work { uncached_tokens: input_tokens, ..work });
         }
         credit(&mut costs.works, input_tokens, cached);
-        self.assume_rates(&mut costs.works);
+        let mean_rate = if weights > 0.0 { rates / weights } else { self.default_rate };
+        let mut taken_in = 0.0;
+        for work in &mut costs.works {
+            work.settle_rate(mean_rate);
+            work.taken_in *= work.seconds_per_token;
+            taken_in += work.taken_in;
+        }
+        // By half for what is computed, by half for where: who took in much will go on to let go of much.
+        let (even, by_taken_in) = match taken_in > 0.0 {
+            true => (0.5 * self.displace_ratio, 0.5 * self.displace_ratio * costs.works.len() as f32 / taken_in),
+            false => (self.displace_ratio, 0.0),
+        };
         costs.totals.clear();
-        for work in &costs.works {
+        for work in &mut costs.works {
+            work.displaced = even + by_taken_in * work.taken_in;
             costs.totals.push(work.own());
         }
         if !candidates.are_equal() {
@@ -189,20 +212,6 @@ impl Estimate {
         costs.limit = best + self.band_seconds.max(self.band_ratio * best);
     }
 
-    /// Nobody knows yet how fast they are: as fast as the others, neither shunned nor swamped.
-    #[expect(clippy::cast_precision_loss, reason = "a mean")]
-    fn assume_rates(&self, works: &mut [Work]) {
-        if works.iter().all(|work| work.seconds_per_token > 0.0) {
-            return;
-        }
-        let measured = || works.iter().filter(|work| work.seconds_per_token > 0.0);
-        let sum: f32 = measured().map(|work| 1.0 / work.seconds_per_token).sum();
-        let assumed = if sum > 0.0 { measured().count() as f32 / sum } else { 1.0 / self.default_rate };
-        for work in works.iter_mut().filter(|work| work.seconds_per_token <= 0.0) {
-            work.seconds_per_token = assumed;
-        }
-    }
-
     #[inline]
     #[expect(clippy::cast_precision_loss, reason = "an estimate needs no more than seven digits")]
     fn work_at(&self, candidate: Candidate<'_>, engine_since: Timestamp, now: Timestamp) -> Work {
@@ -210,15 +219,20 @@ impl Estimate {
         let (load, engine) = (&state.load, state.load.look_at_engine(engine_since));
         let beyond = state.beyond(candidate.way);
         let active = load.in_flight().saturating_add(beyond.load.requests).saturating_add(engine.foreign);
-        let pending_tokens = load.pending_tokens().saturating_add(beyond.load.pending_tokens);
+        let speed = state.rates.speed();
+        let pending_tokens = load.pending_tokens().saturating_add(beyond.load.pending_tokens).cast_signed() as f32;
         let wait = match candidate.member.running_max {
             Some(running_max) if running_max.get() <= active => wait_for_a_place(state, running_max.get(), active),
             _ => 0.0,
         };
         Work {
-            seconds_per_token: measured_speed(state),
-            pending_tokens: pending_tokens.cast_signed() as f32
-                + engine.foreign_waiting as f32 * self.mean_prefill_tokens,
+            tokens_per_second: speed.tokens_per_second,
+            seconds_per_token: 0.0,
+            weight: speed.weight,
+            pending_tokens: pending_tokens + engine.foreign_waiting as f32 * self.mean_prefill_tokens,
+            prefilling: load.prefilling(beyond.load, now),
+            taken_in: state.rates.taken_in(now),
+            displaced: 0.0,
             uncached_tokens: 0.0,
             matched_tokens: 0.0,
             wait,
@@ -233,9 +247,18 @@ impl Estimate {
 /// What a worker has to do already, read in one go, and what this prompt would add.
 #[derive(Clone, Copy, Debug, Default)]
 struct Work {
-    /// Zero if not measured.
+    /// As measured.
+    tokens_per_second: f32,
+    /// As taken for true.
     seconds_per_token: f32,
+    /// Of the measured speed, against that of all workers.
+    weight: f32,
     pending_tokens: f32,
+    prefilling: Prefilling,
+    /// Tokens that its cache took in lately, and then the seconds that computing them took.
+    taken_in: f32,
+    /// What computing a token costs others, as a share of what it costs the request.
+    displaced: f32,
     uncached_tokens: f32,
     matched_tokens: f32,
     wait: f32,
@@ -246,9 +269,19 @@ struct Work {
 }
 
 impl Work {
+    /// A worker is as fast as the others until many measurements say otherwise; those that nobody has measured are neither
+    /// shunned nor swamped. What the engine has likely done of the prompt that it works on is pending no more.
+    #[inline]
+    fn settle_rate(&mut self, mean_rate: f32) {
+        let rate = mean_rate + self.weight * (self.tokens_per_second - mean_rate);
+        self.seconds_per_token = 1.0 / rate;
+        let done = self.prefilling.seconds * rate * CERTAINTY;
+        self.pending_tokens -= if done < self.prefilling.tokens_max { done } else { self.prefilling.tokens_max };
+    }
+
     /// The part of the cost that depends on the worker's strength.
     fn own(&self) -> f32 {
-        (self.pending_tokens + self.uncached_tokens) * self.seconds_per_token + self.wait + self.decode
+        (self.pending_tokens + self.uncached_tokens * (1.0 + self.displaced)) * self.seconds_per_token + self.wait + self.decode
     }
 }
 
@@ -274,13 +307,6 @@ fn least_of(totals: &[f32]) -> f32 {
         }
     }
     rest.iter().chain(&least).copied().fold(f32::INFINITY, less)
-}
-
-/// Seconds for each token of a prompt; zero if not measured.
-#[inline]
-fn measured_speed(state: &WorkerState) -> f32 {
-    let seconds = state.rates.prefill_seconds_per_token();
-    if seconds > 0.0 { seconds.clamp(1.0 / RATE_MAX, 1.0 / RATE_MIN) } else { 0.0 }
 }
 
 #[inline]
@@ -373,21 +399,42 @@ mod tests {
         near(found[1].total, idle + 0.08);
         near(found[0].terms.path, 0.0);
         let peers = PeerLoad { requests: 3, decoding: 1, pending_tokens: 4_000 };
-        workers.fleet().set_peer_load(workers.pool().workers[2].id, peers);
+        workers.fleet().set_peer_load(workers.pool().workers[2].id, peers, at(10));
         let found = costs(&workers);
         near(found[2].terms.queue, 0.5);
         near(found[2].terms.decode, 0.06);
     }
 
     #[test]
-    fn the_rates_are_the_workers_own_and_the_unmeasured_get_the_mean() {
+    fn the_rates_are_the_workers_own_once_they_are_certain_and_the_unmeasured_get_the_mean() {
         let workers = Workers::of(3);
-        workers.state(0).rates.observe_ttft(10_000, Duration::from_secs(1));
-        workers.state(1).rates.observe_ttft(2_000, Duration::from_secs(1));
-        let found = costs(&workers);
-        near(found[0].total, 0.8);
-        near(found[1].total, 4.0);
-        near(found[2].total, 8_000.0 / 6_000.0);
+        let measure = |times: u32| {
+            for _ in 0..times {
+                workers.state(0).rates.observe_ttft(10_000, 0, Duration::from_secs(1));
+                workers.state(1).rates.observe_ttft(2_000, 0, Duration::from_secs(1));
+            }
+            costs(&workers)
+        };
+        let once = measure(1);
+        assert!(once[0].total > 1.2 && once[1].total < 1.5, "{once:?}");
+        let often = measure(20_000);
+        near(often[0].total, 0.8);
+        near(often[1].total, 4.0);
+        near(often[2].total, 8_000.0 / 6_000.0);
+    }
+
+    #[test]
+    fn what_an_engine_has_done_of_a_prompt_is_no_queue() {
+        let workers = Workers::of(2);
+        let mut first = workers.begin(0, 16_000);
+        let _second = workers.begin(0, 16_000);
+        near(costs(&workers)[0].terms.queue, 4.0);
+        near(costs_at(&workers, at(11))[0].terms.queue, 3.0 + (1.0 - CERTAINTY));
+        near(costs_at(&workers, at(50))[0].terms.queue, 2.0);
+        first.first_token(at(50));
+        near(costs_at(&workers, at(50))[0].terms.queue, 2.0);
+        near(costs_at(&workers, at(100))[0].terms.queue, 0.0);
+        near(costs(&workers)[1].terms.queue, 0.0);
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Workers {
     }
 
     pub(crate) fn begin(&self, place: usize, tokens: u64) -> LoadGuard {
-        self.state(place).begin(tokens)
+        self.state(place).begin(tokens, at(10))
     }
 }
 

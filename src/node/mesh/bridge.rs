@@ -199,7 +199,7 @@ impl Bridge {
                 } else {
                     self.loads.insert(worker, ledger);
                 }
-                self.parts.fleet.set_peer_load(worker, peer_load(ledger));
+                self.parts.fleet.set_peer_load(worker, peer_load(ledger), self.parts.clock.now());
             }
             Event::Engine { worker, figures } => self.on_engine(worker, figures),
             Event::Config { key, value } => {
@@ -310,7 +310,8 @@ impl Bridge {
             Err(error) => return tracing::warn!(%worker, %url, %error, "a worker of the mesh cannot be taken"),
         }
         self.place(worker);
-        self.parts.fleet.set_peer_load(worker, peer_load(self.loads.get(&worker).copied().unwrap_or_default()));
+        let ledger = self.loads.get(&worker).copied().unwrap_or_default();
+        self.parts.fleet.set_peer_load(worker, peer_load(ledger), self.parts.clock.now());
         if let Some(figures) = self.engines.get(&worker).copied() {
             self.on_engine(worker, Some(figures));
         }
@@ -496,7 +497,7 @@ impl Bridge {
         }
         for worker in self.parts.fleet.snapshot().workers() {
             self.parts.fleet.set_reach(worker.id, FleetReach::default());
-            self.parts.fleet.set_peer_load(worker.id, PeerLoad::default());
+            self.parts.fleet.set_peer_load(worker.id, PeerLoad::default(), self.parts.clock.now());
             self.parts.fleet.set_engine_source(worker.id, EngineSource::Asked);
         }
     }

@@ -350,7 +350,7 @@ async fn at_rest_it_is_not_looked_what_there_is_to_tell_until_there_is_something
     until_told("vote").await;
     for rest in [350, 10_050] {
         tokio::time::sleep(Duration::from_millis(rest)).await;
-        let guard = worker.state.begin(1_000);
+        let guard = worker.state.begin(1_000, Timestamp::ORIGIN);
         assert!(until_told("ledger 1").await <= PACE + Duration::from_millis(2), "after {rest} ms");
         drop(guard);
         assert!(until_told("ledger 0").await <= PACE + Duration::from_millis(2), "after {rest} ms");

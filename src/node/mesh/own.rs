@@ -244,18 +244,18 @@ mod tests {
             link.posted()
         };
         assert_eq!(tell(0), Vec::<String>::new(), "nothing is known yet");
-        let guard = worker.state.begin(1_000);
+        let guard = worker.state.begin(1_000, at(0));
         assert_eq!(tell(100), ["ledger 1 0 1000"]);
         assert_eq!(tell(200), Vec::<String>::new());
-        let mut second = worker.state.begin(10);
+        let mut second = worker.state.begin(10, at(0));
         assert_eq!(tell(300), ["ledger 2 0 1010"]);
-        second.first_token();
+        second.first_token(at(0));
         assert_eq!(tell(400), Vec::<String>::new(), "it is a small change");
         assert_eq!(tell(1_300), Vec::<String>::new());
         assert_eq!(tell(1_500), ["ledger 2 1 1000"], "but it is told in time");
         drop((guard, second));
         assert_eq!(tell(1_600), ["ledger 0 0 0"]);
-        let _guard = worker.state.begin(1);
+        let _guard = worker.state.begin(1, at(0));
         assert_eq!(tell(1_700), ["ledger 1 0 1"]);
         fleet.remove(worker.id);
         assert_eq!(tell(1_800), ["ledger 0 0 0"]);
@@ -270,7 +270,8 @@ mod tests {
             let mut guards = Vec::new();
             for number in 0..WORKERS {
                 let spec = WorkerSpec::new(format!("http://w{number}").parse().expect("it is a url"));
-                guards.push(fleet.add(spec, Origin::Api, at(0)).expect("there is room").worker.state.begin(1_000));
+                guards
+                    .push(fleet.add(spec, Origin::Api, at(0)).expect("there is room").worker.state.begin(1_000, at(0)));
             }
             let mut reports = Reports::default();
             let told = (0..10).map(|look| {
@@ -307,7 +308,7 @@ mod tests {
         for number in 0..100 {
             let spec = WorkerSpec::new(format!("http://10.0.0.{number}").parse().expect("it is a url"));
             let worker = fleet.add(spec, Origin::Api, at(0)).expect("there is room").worker;
-            guards.push(worker.state.begin(1_000));
+            guards.push(worker.state.begin(1_000, at(0)));
         }
         let mut reports = Reports::default();
         let mut told = 0;

@@ -11,7 +11,7 @@ use smg_routing::{Ask, Explanation, NoChoice, Policy, PolicyConfig, PolicyKind, 
 
 use super::{
     engine::{EngineConfig, Gauges},
-    heard::Ledgers,
+    heard::Busy,
     workload::Prompt,
 };
 
@@ -71,17 +71,14 @@ impl Gateway {
         self.policy.capacity_chunks(&self.pool.workers[self.places[engine]], Space::Tokens)
     }
 
-    /// Hears what the other gateways have there.
-    pub(super) fn hear_peers(&self, gateway: usize, ledgers: &Ledgers) {
-        for (engine, place) in self.places.iter().enumerate() {
-            let peers = ledgers.peers(gateway, engine);
-            let load = PeerLoad {
-                requests: u32::try_from(peers.requests).unwrap_or(0),
-                decoding: u32::try_from(peers.decoding).unwrap_or(0),
-                pending_tokens: u64::try_from(peers.pending_tokens).unwrap_or(0),
-            };
-            self.fleet.set_peer_load(self.pool.workers[*place].id, load);
-        }
+    /// Hears what the other gateways have at an engine.
+    pub(super) fn hear_peers(&self, engine: usize, peers: Busy, now: Timestamp) {
+        let load = PeerLoad {
+            requests: u32::try_from(peers.requests).unwrap_or(0),
+            decoding: u32::try_from(peers.decoding).unwrap_or(0),
+            pending_tokens: u64::try_from(peers.pending_tokens).unwrap_or(0),
+        };
+        self.fleet.set_peer_load(self.pool.workers[self.places[engine]].id, load, now);
     }
 
     /// Hears what an engine said of itself.
@@ -129,7 +126,7 @@ impl Gateway {
         let place = self.policy.choose(&self.pool, &ask, &mut why)?;
         let worker = &self.pool.workers[place];
         let uncached = why.uncached_tokens();
-        let load = worker.state.begin(uncached);
+        let load = worker.state.begin(uncached, now);
         self.policy.dispatched(worker, &ask);
         let uncached_tokens = u32::try_from(uncached).unwrap_or(prompt.input_tokens);
         let predicted_tokens = why.predicted_tokens();
@@ -139,7 +136,7 @@ impl Gateway {
 
     /// The first token of an answer came.
     pub(super) fn first_token(sent: &mut Sent, cached_tokens: u32, now: Timestamp) {
-        sent.load.first_token();
+        sent.load.first_token(now);
         sent.cached_tokens = cached_tokens;
         sent.ttft = now.since(sent.at);
     }
@@ -147,8 +144,8 @@ impl Gateway {
     /// The answer ended, `gap` between its tokens: what it says of the engine is learned from, and it is at the engine no more.
     pub(super) fn finished(&self, sent: Sent, prompt: &Prompt, gap: Option<Duration>) {
         let worker = &self.pool.workers[self.places[sent.engine]];
-        let computed = u64::from(prompt.input_tokens - sent.cached_tokens) + sent.load.tokens_ahead();
-        worker.state.rates.observe_ttft(computed, sent.ttft);
+        let uncached = u64::from(prompt.input_tokens - sent.cached_tokens);
+        worker.state.rates.observe_ttft(uncached, sent.load.tokens_ahead(), sent.ttft);
         if let Some(gap) = gap {
             worker.state.rates.observe_gap(gap);
         }

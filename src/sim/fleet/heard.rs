@@ -81,11 +81,15 @@ impl Ledgers {
         self.on_the_way.push_back(Entry { due: now + self.delay, gateway, engine, change });
     }
 
-    /// Lets arrive what has been told by now.
-    pub(super) fn advance(&mut self, now: Timestamp) {
-        while let Some(entry) = self.on_the_way.pop_front_if(|entry| entry.due <= now) {
-            self.told[entry.gateway][entry.engine] += entry.change;
-            self.told_by_all[entry.engine] += entry.change;
+    /// Lets arrive what has been told by now; says to each of the other gateways what it now knows of all others.
+    pub(super) fn advance(&mut self, now: Timestamp, mut hear: impl FnMut(usize, usize, Busy, Timestamp)) {
+        while let Some(Entry { due, gateway, engine, change }) = self.on_the_way.pop_front_if(|entry| entry.due <= now)
+        {
+            self.told[gateway][engine] += change;
+            self.told_by_all[engine] += change;
+            for other in (0..self.own.len()).filter(|other| *other != gateway) {
+                hear(other, engine, self.peers(other, engine), due);
+            }
         }
     }
 
@@ -117,9 +121,11 @@ mod tests {
         let mut ledgers = Ledgers::new(2, 1, Duration::from_secs(1));
         let at = |seconds| Timestamp::ORIGIN + Duration::from_secs(seconds);
         ledgers.write(0, 0, Busy { requests: 1, ..Busy::default() }, at(5));
-        ledgers.advance(at(5));
+        ledgers.advance(at(5), |_, _, _, _| panic!("nothing is due"));
         assert_eq!((ledgers.all(0, 0).requests, ledgers.all(1, 0).requests), (1, 0));
-        ledgers.advance(at(6));
+        let mut heard = Vec::new();
+        ledgers.advance(at(6), |gateway, engine, busy, due| heard.push((gateway, engine, busy.requests, due)));
+        assert_eq!(heard, [(1, 0, 1, at(6))]);
         assert_eq!((ledgers.all(0, 0).requests, ledgers.all(1, 0).requests), (1, 1));
         assert_eq!((ledgers.peers(0, 0).requests, ledgers.peers(1, 0).requests), (0, 1));
         ledgers.write(0, 0, Busy { requests: -1, ..Busy::default() }, at(7));

@@ -253,7 +253,12 @@ impl<'a> World<'a> {
         let prompts = self.prompts;
         let prompt = &prompts[request];
         self.figures.came(prompt.input_tokens);
-        self.ledgers.advance(now);
+        let gateways = &self.gateways;
+        self.ledgers.advance(now, |gateway, engine, peers, due| {
+            if let Some(gateway) = gateways.get(gateway) {
+                gateway.hear_peers(engine, peers, due);
+            }
+        });
         self.news.advance(now, &self.gateways);
         while let Some((at, gauges)) = self.gauges.pop_front_if(|(at, _)| *at + self.load_delay <= now) {
             for (engine, gauges) in gauges.into_iter().enumerate() {
@@ -291,7 +296,6 @@ impl<'a> World<'a> {
     fn choose(&mut self, gateway: usize, prompt: &Prompt, now: Timestamp) -> Option<Flight> {
         let mut flight = Flight { gateway, engine: 0, uncached_tokens: 0, sent: None, at: now, first_token: None };
         if let Some(chooser) = self.gateways.get(gateway) {
-            chooser.hear_peers(gateway, &self.ledgers);
             let sent = chooser.send(prompt, now, &self.random).ok()?;
             self.news.claimed(chooser, now);
             (flight.engine, flight.uncached_tokens) = (sent.engine, sent.uncached_tokens);

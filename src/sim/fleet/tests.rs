@@ -170,7 +170,7 @@ fn an_answer_is_found_by_the_question_that_follows() {
     let second =
         Request { at: Duration::from_secs(60), input_tokens: 1_800, output_tokens: 1, blocks: vec![0, 1, 3, 4] };
     let trace = Trace { requests: vec![first, second] };
-    for (answers, expected) in [(Answers::Inferred, 1_600 / CHUNK * CHUNK), (Answers::Dropped, 1_024)] {
+    for (answers, expected) in [(Answers::Inferred, 1_600 / CHUNK * CHUNK), (Answers::Dropped, 1_200 / CHUNK * CHUNK)] {
         let workload = Workload::new(&trace, answers);
         let mut engine = Engine::new(EngineConfig::default());
         drive(&mut engine, &workload.prompts, &[0]);

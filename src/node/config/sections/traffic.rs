@@ -69,6 +69,9 @@ pub struct Routing {
     /// cache_aware: prompt tokens per second taken for a worker as long as none has been measured.
     #[arg(long, default_value = "8000", value_parser = positive)]
     pub cache_default_throughput: f64,
+    /// cache_aware: what computing a part of a prompt anew costs others, as a share of the time that it takes.
+    #[arg(long, default_value = "1", value_parser = not_negative)]
+    pub cache_displace_ratio: f64,
     /// cache_aware: workers whose first token is expected this much later than the best one's count as equal to it.
     #[arg(long, default_value = "100ms", value_parser = seconds)]
     pub cache_band: Duration,
@@ -108,6 +111,7 @@ impl Routing {
             decode_seconds: self.cost_per_request.as_secs_f64(),
             error_seconds: self.cost_of_errors.as_secs_f64(),
             default_prefill_tokens_per_second: self.cache_default_throughput,
+            displace_ratio: self.cache_displace_ratio,
             band_seconds: self.cache_band.as_secs_f64(),
             band_ratio: self.cache_band_ratio,
             chunk_bytes: self.cache_chunk_size.as_usize(),

@@ -28,10 +28,10 @@ fn check(name: &str, policy: &Policy) {
     let pool = pool(&fleet);
     let random = SplitMix::new(1);
     let prompts: Vec<_> = (0..8).map(|name| key(policy, &[text(99, 8 << 10), text(name, 24 << 10)])).collect();
-    let running: Vec<_> = pool.workers.iter().map(|worker| worker.state.begin(100)).collect();
+    let running: Vec<_> = pool.workers.iter().map(|worker| worker.state.begin(100, at(1))).collect();
     for (place, worker) in pool.workers.iter().enumerate() {
         let state = &worker.state;
-        state.rates.observe_ttft(1_000 + place as u64, Duration::from_millis(200));
+        state.rates.observe_ttft(1_000 + place as u64, 0, Duration::from_millis(200));
         state.rates.observe_outcome(Outcome::Failure, at(1));
         state.load.set_engine(EngineLoad {
             running: 3,

@@ -18,7 +18,7 @@ fn send(policy: &Policy, pool: &Pool, texts: &[Vec<u8>], why: &mut Explanation) 
     let text = key(policy, texts);
     let ask = with_text(ask(&random), &text);
     let chosen = policy.choose(pool, &ask, why).unwrap();
-    let guard = pool.workers[chosen].state.begin(why.uncached_tokens());
+    let guard = pool.workers[chosen].state.begin(why.uncached_tokens(), at(1));
     policy.dispatched(&pool.workers[chosen], &ask);
     (chosen, guard)
 }
@@ -57,7 +57,7 @@ fn spread(system_bytes: usize, running_max: usize) -> [usize; 8] {
     for conversation in 0..1_600 {
         let texts = [text(999, system_bytes), text(conversation, 2_000)];
         let (chosen, mut guard) = send(&policy, &pool, &texts, &mut Explanation::default());
-        guard.first_token();
+        guard.first_token(at(1));
         running.push_back(guard);
         if running.len() > running_max {
             running.pop_front();
@@ -86,7 +86,7 @@ fn a_cache_is_worth_a_queue_up_to_what_it_saves() {
     let prompt = [text(1, 32_000)];
     let holder = serve(&policy, &pool, &prompt, &mut why);
     let with_queue = |tokens: u64, why: &mut Explanation| {
-        let _queue = pool.workers[holder].state.begin(tokens);
+        let _queue = pool.workers[holder].state.begin(tokens, at(1));
         choose_again(&policy, &pool, &prompt, why)
     };
     assert_eq!(with_queue(0, &mut why), holder);
@@ -161,7 +161,7 @@ fn a_session_decides_among_equals_but_not_against_a_queue() {
     let first = chosen_for(1);
     assert!((0..20).all(|_| chosen_for(1) == first));
     assert!((0..100).map(chosen_for).any(|other| other != first));
-    let _queue = pool.workers[first].state.begin(4_000);
+    let _queue = pool.workers[first].state.begin(4_000, at(1));
     assert_ne!(chosen_for(1), first);
 }
 

@@ -79,7 +79,7 @@ fn an_overloaded_worker_hands_its_prefixes_on() {
         let chosen = policy.choose(&pool, &ask, &mut why).unwrap();
         assert_eq!(why.reason() == Reason::PrefixHash, chosen == first);
         counts[chosen] += 1;
-        running.push(pool.workers[chosen].state.begin(0));
+        running.push(pool.workers[chosen].state.begin(0, at(1)));
     }
     assert!(counts.iter().all(|count| *count <= 33), "no more than 1.25 of the mean: {counts:?}");
     assert!(counts[first] >= 30, "{counts:?}");
@@ -147,7 +147,7 @@ fn new_keys_go_where_the_mode_says() {
         let (pool, random) = (pool(&fleet), SplitMix::new(1));
         let policy = manual(|config| config.assignment_mode = mode);
         let begin = |number: usize, key: u64| {
-            let mut guard = pool.workers[number].state.begin(0);
+            let mut guard = pool.workers[number].state.begin(0, at(1));
             guard.hold_key(key);
             guard
         };

@@ -73,7 +73,7 @@ fn policies_that_look_at_loads_fill_workers_by_their_shares() {
             let text = key(&policy, &[text(request, 2_000)]);
             let mut why = Explanation::default();
             let chosen = policy.choose(&pool, &with_text(ask(&random), &text), &mut why).unwrap();
-            running.push(pool.workers[chosen].state.begin(why.uncached_tokens()));
+            running.push(pool.workers[chosen].state.begin(why.uncached_tokens(), at(1)));
         }
         for (number, share) in SHARES.iter().enumerate() {
             let found = f64::from(pool.workers[place(&pool, number)].state.load.in_flight()) / 2_000.0;
@@ -141,7 +141,7 @@ fn buckets_keep_short_prompts_from_long_ones() {
     }
     let strayed = places.iter().filter(|(tokens, place)| *place != usize::from(*tokens == 9_000)).count();
     assert!(strayed < places.len() / 20, "{strayed} of {}: the sizes that meet at a boundary", places.len());
-    let _queued = pool.workers[0].state.begin(5_000);
+    let _queued = pool.workers[0].state.begin(5_000, at(1));
     let mut why = Explanation::default();
     let ask = Ask { input_tokens: 1_000, ..ask(&random) };
     assert_eq!(policy.choose(&pool, &ask, &mut why), Ok(1));

@@ -30,7 +30,7 @@ struct Running {
     guard: LoadGuard,
     place: usize,
     sent: Timestamp,
-    tokens_charged: u64,
+    tokens: u64,
 }
 
 #[derive(Debug)]
@@ -92,8 +92,7 @@ fn simulate(kind: PolicyKind) -> Outcome {
         let mut why = Explanation::default();
         let place = policy.choose(&pool, &ask, &mut why).unwrap();
         let worker = &pool.workers[place];
-        let guard = worker.state.begin(why.uncached_tokens());
-        let tokens_charged = why.uncached_tokens() + guard.tokens_ahead();
+        let guard = worker.state.begin(why.uncached_tokens(), now);
         policy.dispatched(worker, &ask);
         let (first_token, cached) = engines[place].prefill(&prompt.blocks, ask.input_tokens, now);
         policy.observed(
@@ -109,7 +108,7 @@ fn simulate(kind: PolicyKind) -> Outcome {
         ttfts.push(first_token.since(now).as_secs_f64());
         cached_sum += cached;
         tokens_sum += ask.input_tokens;
-        events.insert((first_token, number), Running { guard, place, sent: now, tokens_charged });
+        events.insert((first_token, number), Running { guard, place, sent: now, tokens: why.uncached_tokens() });
     }
     ttfts.sort_by(f64::total_cmp);
     Outcome {
@@ -124,9 +123,9 @@ fn settle(events: &mut BTreeMap<(Timestamp, u64), Running>, now: Timestamp, pool
     while let Some(entry) = events.first_entry().filter(|entry| entry.key().0 <= now) {
         let ((when, number), mut running) = entry.remove_entry();
         if number & DECODING == 0 {
-            running.guard.first_token();
+            running.guard.first_token(when);
             let rates = &pool.workers[running.place].state.rates;
-            rates.observe_ttft(running.tokens_charged, when.since(running.sent));
+            rates.observe_ttft(running.tokens, running.guard.tokens_ahead(), when.since(running.sent));
             events.insert((when + DECODE, number | DECODING), running);
         }
     }
