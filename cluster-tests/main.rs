@@ -12,6 +12,7 @@ mod edges;
 mod fairness;
 mod faults;
 mod harness;
+mod limits;
 mod mesh;
 mod operation;
 mod passthrough;

@@ -119,6 +119,16 @@ impl Client {
         self.send(method, self.address(path, query), None)
     }
 
+    /// Reads what is at a path, asking for what `query` says.
+    pub(super) fn get(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
+        let mut uri = self.address(path, None);
+        for (number, (name, value)) in query.iter().enumerate() {
+            let before = if number == 0 { '?' } else { '&' };
+            uri.push_str(&format!("{before}{name}={}", encode(value)));
+        }
+        self.send(Method::GET, uri, None)
+    }
+
     /// Lets some time pass.
     pub(super) fn pause(&self, time: Duration) {
         self.runtime.block_on(async { tokio::time::sleep(time).await });

@@ -11,6 +11,7 @@ mod config;
 mod demo;
 mod explain;
 mod launch;
+mod limits;
 mod mesh;
 mod metrics;
 #[cfg(feature = "lab")]
@@ -24,6 +25,7 @@ mod simulate;
 mod simulate_limits;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod workers;
 
 use std::process::ExitCode;
@@ -59,6 +61,10 @@ enum Verb {
     Mesh(mesh::Verb),
     /// Tell why a request went where it went.
     Explain(explain::Args),
+    /// Show the limits in force, and how they stand for somebody.
+    Limits(limits::Args),
+    /// Show what tenants used.
+    Usage(usage::Args),
     /// Say what a gateway measures.
     #[command(subcommand)]
     Metrics(metrics::Verb),
@@ -169,6 +175,8 @@ fn dispatch(matches: &ArgMatches) -> Result<(), Failure> {
         Some(Verb::Workers(verb)) => workers::run(verb),
         Some(Verb::Mesh(verb)) => mesh::run(&verb),
         Some(Verb::Explain(args)) => explain::run(&args),
+        Some(Verb::Limits(args)) => limits::run(&args),
+        Some(Verb::Usage(args)) => usage::run(&args),
         Some(Verb::Metrics(verb)) => metrics::run(&verb),
         Some(Verb::Completions(args)) => completions::run(&args),
         #[cfg(feature = "lab")]

@@ -7,11 +7,13 @@ use parking_lot::Mutex;
 use smg_admission::Gate;
 use smg_base::{Clock, SplitMix, Timestamp, TtlMap, WorkerId};
 use smg_fleet::{Fleet, Status};
+use smg_limits::Limiter;
 use smg_routing::Policy;
 use smg_runtime::{Shutdown, metrics::Registrar};
 use smg_upstream::Upstream;
 
 use crate::{
+    access::{Access, Identity},
     affinity::Affinity,
     budget::BodyBudget,
     cluster::Cluster,
@@ -21,6 +23,7 @@ use crate::{
     plan::{Plans, Versioned},
     prefixes::PrefixPage,
     tokens::{PromptTokens, Tokens},
+    usage::{Usage, UsageImage},
 };
 
 /// What a gateway is built from. The node owns these and shares them with its other services.
@@ -47,6 +50,10 @@ pub struct Parts {
     pub prompt_tokens: Option<Arc<dyn PromptTokens>>,
     /// Shows what caches hold, if somebody knows.
     pub prefix_page: Option<PrefixPage>,
+    /// Who knows callers and operators.
+    pub identity: Identity,
+    /// Who knows what callers may use.
+    pub limiter: Arc<Limiter>,
 }
 
 /// The client side of a node. Shared by all its connections; everything a request reads is a snapshot.
@@ -66,6 +73,9 @@ pub struct Gateway {
     pub(crate) body_budget: Arc<BodyBudget>,
     pub(crate) hash_seed: u64,
     pub(crate) prefix_page: Option<PrefixPage>,
+    pub(crate) access: Access,
+    pub(crate) limiter: Arc<Limiter>,
+    pub(crate) usage: Usage,
     pub(crate) tokens: Tokens,
     settings: ArcSwap<Versioned>,
     retiring: Mutex<BTreeMap<WorkerId, Timestamp>>,
@@ -76,6 +86,7 @@ impl Gateway {
     /// Builds a gateway. It serves when its [`router`](crate::router) is given to a listener.
     pub fn new(config: Config, settings: Settings, parts: Parts) -> Arc<Self> {
         let metrics = Metrics::new(&parts.registrar);
+        parts.limiter.reconfigure(settings.rules.clone());
         let ids = TtlMap::new(config.affinity_entries_max, config.affinity_idle);
         Arc::new(Self {
             affinity: Affinity::new(ids, metrics.affinity_entries.clone()),
@@ -96,12 +107,18 @@ impl Gateway {
             cluster: parts.cluster,
             hash_seed: parts.hash_seed,
             prefix_page: parts.prefix_page,
+            access: Access::new(parts.identity),
+            limiter: parts.limiter,
+            usage: Usage::default(),
             tokens: Tokens::new(parts.prompt_tokens),
         })
     }
 
     /// Puts new settings in force for requests that begin from now on.
     pub fn reconfigure(&self, settings: Settings) {
+        if !Arc::ptr_eq(&settings.rules, &self.limiter.rules()) {
+            self.limiter.reconfigure(settings.rules.clone());
+        }
         self.settings.rcu(|current| Arc::new(Versioned { version: current.version + 1, settings: settings.clone() }));
     }
 
@@ -168,6 +185,16 @@ impl Gateway {
         let mut policies: Vec<_> = plans.values().map(|plan| (plan.model.clone(), plan.policy.clone())).collect();
         policies.sort_by(|a, b| a.0.cmp(&b.0));
         policies
+    }
+
+    /// What was used here, to be kept, if something was since the image of this version.
+    pub fn usage_since(&self, version: u64) -> Option<UsageImage> {
+        self.usage.image(version)
+    }
+
+    /// Takes back what was kept of usage. Nothing of it is taken if it cannot be read.
+    pub fn take_usage(&self, json: &[u8]) -> Result<(), serde_json::Error> {
+        self.usage.take(json)
     }
 
     pub(crate) fn settings(&self) -> Guard<Arc<Versioned>> {

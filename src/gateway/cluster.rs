@@ -86,9 +86,9 @@ pub enum Page {
 /// Names a value that all nodes share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedKey {
-    /// What it is about: `alias`, `policy`, `sticky` or `revoked`.
+    /// What it is about: `alias`, `policy`, `sticky`, `key` or `revoked`.
     pub section: String,
-    /// The alias, the model, the routing key, or the hash of the revoked key.
+    /// The alias, the model, the routing key, the id of the key, or the hash of the revoked key.
     pub name: String,
 }
 
@@ -104,11 +104,16 @@ pub enum ClusterError {
     /// The node is leaving or has left.
     #[error("this node is leaving the mesh; nothing was changed")]
     Leaving,
+    /// There is no place for it, or the disk refused it.
+    #[error(
+        "there is no place to keep it; nothing was changed. --data-dir names a folder, --enable-mesh tells all nodes"
+    )]
+    NotKept,
     /// A revocation stands.
     #[error("what was revoked stays revoked")]
     Revoked,
     /// There is no such section.
-    #[error("there is no such section; there are alias, policy, sticky and revoked")]
+    #[error("there is no such section; there are alias, policy, sticky, key and revoked")]
     UnknownSection,
     /// The value, or the name, is not one that the section takes.
     #[error("{0}")]

@@ -1,12 +1,14 @@
 //! What the gateway can be told: [`Config`] once at start, [`Settings`] again at any time.
 
-use std::time::Duration;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName};
 use smg_base::{Backoff, ByteSize, ModelId, Secret, map::StableMap};
+use smg_limits::Rules;
 use smg_routing::{PolicyConfig, PolicyKind};
+use smg_upstream::rules::Network;
 
-use crate::shared::SharedSettings;
+use crate::{prices::Prices, shared::SharedSettings};
 
 /// What cannot change while the node runs.
 #[derive(Clone, Debug)]
@@ -65,6 +67,12 @@ pub struct Settings {
     pub admin_key: Option<Secret>,
     /// Who may use the admin API while there is no key.
     pub admin_access: AdminAccess,
+    /// Whether callers need a key even while there are none.
+    pub require_key: bool,
+    /// The header that names a request's tenant, if one is believed.
+    pub tenant_header: Option<TenantHeader>,
+    /// Whether the caches and stored objects of tenants are kept apart.
+    pub isolation: Isolation,
     /// Largest request body.
     pub body_bytes_max: ByteSize,
     /// Longest pause, and longest time for the first 16 KiB, while a client sends its body.
@@ -78,6 +86,12 @@ pub struct Settings {
     /// Whether streams are asked for usage on the caller's behalf, so that tokens are counted. The extra chunk is
     /// taken out again.
     pub count_stream_usage: bool,
+    /// What callers may use.
+    pub rules: Arc<Rules>,
+    /// What tokens of models cost.
+    pub prices: Arc<Prices>,
+    /// Output tokens that a request is charged beforehand which does not say how many it wants at most.
+    pub output_tokens_reserved: u64,
     /// What holds for models without their own entry.
     pub defaults: ModelDefaults,
     /// Overrides by model.
@@ -98,6 +112,9 @@ impl Default for Settings {
             api_key: None,
             admin_key: None,
             admin_access: AdminAccess::Loopback,
+            require_key: false,
+            tenant_header: None,
+            isolation: Isolation::Auto,
             body_bytes_max: ByteSize(512 << 20),
             body_timeout: Duration::from_secs(30),
             buffered_answer_bytes_max: ByteSize(1 << 20),
@@ -106,6 +123,9 @@ impl Default for Settings {
                 .to_vec(),
             debug_headers: true,
             count_stream_usage: false,
+            rules: Arc::default(),
+            prices: Arc::default(),
+            output_tokens_reserved: 1_024,
             defaults: ModelDefaults::default(),
             models: StableMap::default(),
             shared: SharedSettings::default(),
@@ -134,6 +154,34 @@ pub enum AdminAccess {
     Loopback,
     /// Anyone who reaches the port.
     Anyone,
+}
+
+/// A header that names the tenant of a request, and who is believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantHeader {
+    /// Its name.
+    pub name: HeaderName,
+    /// Networks of the proxies that set it.
+    pub proxies: Vec<Network>,
+}
+
+impl TenantHeader {
+    /// Whether what comes from `address` is believed.
+    pub(crate) fn believes(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.proxies.iter().any(|network| network.contains(address))
+    }
+}
+
+/// Whether the caches and stored objects of tenants are kept apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// As soon as there can be more than one tenant.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// Policy and resilience of models without their own entry.

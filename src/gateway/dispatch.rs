@@ -19,8 +19,9 @@ use smg_upstream::{Outbound, OutboundBody, ResponseBody, relay};
 use tokio::time::timeout;
 
 use crate::{
+    access,
     app::Gateway,
-    edge,
+    edge, isolation,
     metrics::EndpointMeters,
     prepare::{Payload, Prepared},
     relay::{Settled, Streaming},
@@ -463,7 +464,11 @@ fn outbound(prepared: &mut Prepared, routed: &Routed, trail: &Trail) -> Outbound
         }
     };
     let body = match &mut prepared.payload {
-        Payload::Whole { body, .. } => OutboundBody::Full(body.clone()),
+        Payload::Whole { body, unsalted, .. } => {
+            let takes_salt = isolation::salt_field(routed.worker.engine(), prepared.endpoint).is_some();
+            let body = unsalted.as_ref().filter(|_| !takes_salt).unwrap_or(body);
+            OutboundBody::Full(body.clone())
+        }
         Payload::Once(body) => body.take().unwrap_or(OutboundBody::Full(Bytes::new())),
     };
     Outbound { method: http::Method::POST, path_and_query: path.into(), headers, body }
@@ -473,6 +478,10 @@ fn outbound(prepared: &mut Prepared, routed: &Routed, trail: &Trail) -> Outbound
 fn tell_peer(prepared: &Prepared, routed: &Routed, trail: &Trail, headers: &mut HeaderMap) {
     let left = prepared.deadline.since(trail.now()).as_millis();
     headers.insert(relay::DEADLINE_MS, HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX)));
+    access::tell_peer(&prepared.principal, headers);
+    if let Some(salt) = &prepared.salt {
+        headers.insert(relay::SALT, edge::header_value(salt));
+    }
     if let Some(key) = &prepared.hints.routing_key {
         headers.insert("x-smg-routing-key", edge::header_value(key));
     }

@@ -170,7 +170,36 @@ pub(crate) fn header_value(text: &str) -> HeaderValue {
 
 /// A header that callers address to the gateway, as text.
 pub(crate) fn internal<'a>(headers: &'a HeaderMap, name: &'static str) -> Option<&'a str> {
+    named(headers, &HeaderName::from_static(name))
+}
+
+/// A header, as text.
+pub(crate) fn named<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok().map(str::trim).filter(|text| !text.is_empty())
+}
+
+/// `text` in characters that a header can carry.
+pub(crate) fn percent_encoded(text: &str) -> String {
+    text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push('%');
+            encoded.extend([byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16).unwrap_or('0')));
+        }
+        encoded
+    })
+}
+
+/// What [`percent_encoded`] was given.
+pub(crate) fn percent_decoded(encoded: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(encoded.len());
+    let mut rest = encoded.bytes();
+    while let Some(byte) = rest.next() {
+        let mut digit = || char::from(rest.next()?).to_digit(16);
+        bytes.push(if byte == b'%' { u8::try_from(digit()? << 4 | digit()?).ok()? } else { byte });
+    }
+    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]
@@ -214,6 +243,18 @@ mod tests {
         let mut kept = headers(&sent);
         to_worker(&mut kept, Credentials::Workers);
         assert_eq!(names(&kept), ["anthropic-version", "authorization", "content-type", "x-api-key"]);
+    }
+
+    #[test]
+    fn any_name_passes_through_a_header() {
+        for text in ["", "acme", "a b%c", "Müller & Söhne\n", "%41"] {
+            let encoded = percent_encoded(text);
+            assert_eq!(header_value(&encoded), encoded, "{text:?}");
+            assert_eq!(percent_decoded(&encoded).as_deref(), Some(text));
+        }
+        for broken in ["%", "%4", "%zz", "%ff"] {
+            assert_eq!(percent_decoded(broken), None, "{broken}");
+        }
     }
 
     #[test]

@@ -13,17 +13,22 @@ mod affinity;
 mod app;
 mod body;
 mod budget;
+mod calendar;
 mod cluster;
 pub mod config;
 mod dispatch;
 mod edge;
 mod explain;
+mod isolation;
+mod keys;
+mod limits;
 pub mod listener;
 mod metrics;
 mod pipeline;
 mod plan;
 mod prefixes;
 mod prepare;
+mod prices;
 mod questions;
 mod relay;
 mod relayed;
@@ -34,15 +39,20 @@ mod shared;
 mod tokens;
 mod trail;
 mod transcription;
+mod usage;
 
+pub use access::Identity;
 pub use app::{Gateway, Parts};
 pub use cluster::{Cluster, ClusterError, Page, SharedKey, Standing};
 pub use config::{
-    AccessLog, AdminAccess, Config, ModelDefaults, ModelSettings, PolicySettings, Replays, RetrySettings, Settings,
-    Timeouts, TraceHooks,
+    AccessLog, AdminAccess, Config, Isolation, ModelDefaults, ModelSettings, PolicySettings, Replays, RetrySettings,
+    Settings, TenantHeader, Timeouts, TraceHooks,
 };
+pub use keys::{Keeper, Kept, KeyShelf};
 pub use prefixes::PrefixPage;
+pub use prices::{Price, Prices};
 pub use relayed::serve_relayed;
 pub use routes::{openapi, router, serve_probes};
 pub use shared::{KeyHash, NotAKeyHash, SharedSettings};
 pub use tokens::PromptTokens;
+pub use usage::UsageImage;

@@ -8,6 +8,8 @@ use smg_base::ModelId;
 use smg_routing::PolicyKind;
 use smg_runtime::metrics::{DURATION_BUCKETS, Registrar, SHORT_BUCKETS};
 
+use crate::limits::LimitMeters;
+
 /// Everything the gateway counts.
 pub(crate) struct Metrics {
     pub(crate) http_requests: IntCounterVec,
@@ -45,6 +47,7 @@ pub(crate) struct Metrics {
     pub(crate) policy_branches: IntCounterVec,
     pub(crate) admin_operations: IntCounterVec,
     pub(crate) relayed: IntCounterVec,
+    pub(crate) limits: LimitMeters,
 }
 
 /// Labels of the per-model families, in order.
@@ -89,7 +92,7 @@ impl Metrics {
                 "Callers that went away before the end of their answer",
                 &["endpoint", "phase"],
             ),
-            auth_failures: counter("smg_http_auth_failures_total", "Refused credentials", &["surface"]),
+            auth_failures: counter("smg_http_auth_failures_total", "Refused credentials", &["surface", "reason"]),
             requests: counter(
                 "smg_router_requests_total",
                 "Requests routed",
@@ -194,6 +197,7 @@ impl Metrics {
                 "Requests handed to a peer (out) and handed on for one (in), each attempt counted, by how they ended",
                 &["direction", "outcome"],
             ),
+            limits: LimitMeters::new(registrar),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The way of a request, in phases that consume each other:
 //!
 //! ```text
-//! Received ─identify→ Identified ─admit→ Admitted ─prepare→ Prepared ─dispatch (choose, send, retry)→ Streaming
-//!          ─relay→ the caller ─end of the body→ settled: load, permit, breaker, metrics, log, explanation
+//! Received ─identify→ Identified ─admit→ Admitted ─prepare→ Prepared ─reserve, dispatch (choose, send, retry)→ Streaming
+//!          ─relay→ the caller ─end of the body→ settled: load, permit, limits, breaker, metrics, log, explanation
 //! ```
 //!
 //! A request that a peer hands on enters as `Admitted`, by [`Admitted::from_peer`].
@@ -16,15 +16,18 @@ use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use smg_admission::{Ask, Permit};
 use smg_api::Endpoint;
+use smg_auth::Principal;
 use smg_infer::{Failure, FailureCode};
 use smg_runtime::Phase;
 use tracing::Instrument;
 
 use crate::{
-    access, admission,
+    access::{Guest, Visit},
+    admission,
     app::Gateway,
     dispatch,
     edge::{self, Credentials},
+    limits,
     plan::Versioned,
     prepare::{self, Prepared},
     relay,
@@ -45,6 +48,7 @@ pub(crate) struct Received {
 pub(crate) struct Identified {
     pub(crate) received: Received,
     pub(crate) credentials: Credentials,
+    pub(crate) principal: Arc<Principal>,
 }
 
 /// A request that may run now, until the permit is dropped.
@@ -57,8 +61,9 @@ pub(crate) struct Admitted {
 
 impl Admitted {
     /// A request that a peer has identified and admitted. Credentials that are still there are meant for the worker.
-    fn from_peer(received: Received, hop: Hop) -> Self {
-        let identified = Identified { received, credentials: Credentials::Workers };
+    fn from_peer(gateway: &Gateway, received: Received, hop: Hop) -> Self {
+        let principal = gateway.access.of_peer(&received.head.headers);
+        let identified = Identified { received, credentials: Credentials::Workers, principal };
         Self { identified, permit: None, hop: Some(hop) }
     }
 }
@@ -70,10 +75,17 @@ pub(crate) async fn serve(gateway: Arc<Gateway>, received: Received) -> Response
     let span = trail.span(&received.head.headers);
     let outcome = run(&gateway, &current, received, &mut trail).instrument(span).await;
     match outcome {
-        Ok(streaming) => relay::answer(streaming, trail),
+        Ok(streaming) => {
+            let told = trail.limits_told(&current.settings);
+            let mut response = relay::answer(streaming, trail);
+            response.headers_mut().extend(told);
+            response
+        }
         Err(failure) => {
             let family = trail.endpoint().family();
-            let response = Refusal { family, request_id: Some(trail.request_id()), failure: &failure }.into_response();
+            let mut response =
+                Refusal { family, request_id: Some(trail.request_id()), failure: &failure }.into_response();
+            response.headers_mut().extend(trail.limits_told(&current.settings));
             trail.fail(&failure);
             response
         }
@@ -86,7 +98,7 @@ pub(crate) async fn serve_relayed(gateway: Arc<Gateway>, received: Received, hop
     let caller = Caller::Peer(hop.peer);
     let mut trail = Trail::begin(&gateway, &current, &received.head.headers, received.endpoint, caller);
     let span = trail.span(&received.head.headers);
-    let admitted = Admitted::from_peer(received, hop);
+    let admitted = Admitted::from_peer(&gateway, received, hop);
     let outcome = async {
         refuse_when_closing(&gateway)?;
         dispatch_admitted(&gateway, &current, admitted, &mut trail).await
@@ -107,7 +119,7 @@ async fn run(
     received: Received,
     trail: &mut Trail,
 ) -> Result<relay::Streaming, Failure> {
-    let identified = identify(gateway, current, received)?;
+    let identified = identify(gateway, current, received).await?;
     let admitted = admit(gateway, identified, trail).await?;
     // Until the answer begins, somebody more urgent may take the place.
     let admission = admitted.permit.as_ref().map(|permit| permit.admission().clone());
@@ -130,20 +142,25 @@ async fn dispatch_admitted(
         Endpoint::Transcriptions => transcription::prepare(gateway, current, admitted, trail).await?,
         _ => prepare::prepare(gateway, current, admitted, trail).await?,
     };
+    limits::reserve(gateway, &current.settings, &prepared, trail)?;
     dispatch::dispatch(gateway, prepared, trail).await
 }
 
-fn identify(gateway: &Gateway, current: &Versioned, received: Received) -> Result<Identified, Failure> {
-    let credentials = access::serving(&received.head.headers, &current.settings)
-        .inspect_err(|_| gateway.metrics.auth_failures.with_label_values(&["serving"]).inc())?;
-    Ok(Identified { received, credentials })
+async fn identify(gateway: &Gateway, current: &Versioned, mut received: Received) -> Result<Identified, Failure> {
+    let Guest { principal, credentials } = gateway.let_in(Visit::of(&received.head), &current.settings).await?;
+    if let Some(header) = &current.settings.tenant_header {
+        received.head.headers.remove(&header.name);
+    }
+    Ok(Identified { received, credentials, principal })
 }
 
 async fn admit(gateway: &Gateway, identified: Identified, trail: &mut Trail) -> Result<Admitted, Failure> {
     refuse_when_closing(gateway)?;
     let headers = &identified.received.head.headers;
-    let class = gateway.gate.classify(edge::internal(headers, admission::PRIORITY), None);
-    let ask = Ask { tenant: "default", class, cost: admission::cost_at_the_door(headers) };
+    let tenant = identified.principal.tenant.as_str();
+    let class =
+        gateway.gate.classify(edge::internal(headers, admission::PRIORITY), identified.principal.class.as_deref());
+    let ask = Ask { tenant, class, cost: admission::cost_at_the_door(headers) };
     let permit = gateway.gate.admit(ask).await.map_err(|refusal| admission::refused(&gateway.gate, refusal))?;
     trail.admitted(permit.admission());
     Ok(Admitted { identified, permit: Some(permit), hop: None })

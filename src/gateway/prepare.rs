@@ -10,18 +10,19 @@ use smg_api::{
     edit::{self, Edit},
     peek::{self, Peek, Reading},
 };
+use smg_auth::{Models, Principal};
 use smg_base::{Timestamp, hash};
-use smg_fleet::{Pool, Relaying, Snapshot};
+use smg_fleet::{Pool, Relaying, Snapshot, Worker};
 use smg_infer::{Failure, FailureCode, Replay};
 use smg_prefix::{Namespace, PromptKey, Space};
-use smg_upstream::OutboundBody;
+use smg_upstream::{OutboundBody, relay};
 
 use crate::{
     app::Gateway,
     body::{self, Limits},
     budget::BodyShare,
-    config::Replays,
-    edge,
+    config::{Replays, Settings},
+    edge, isolation,
     pipeline::{Admitted, Identified, Received},
     plan::{ModelPlan, Versioned},
     relayed::Hop,
@@ -41,6 +42,10 @@ pub(crate) struct Prepared {
     pub(crate) answer: AnswerSettings,
     /// Where it comes from, if a peer hands it on.
     pub(crate) hop: Option<Hop>,
+    /// Whom it is for.
+    pub(crate) principal: Arc<Principal>,
+    /// What keeps its tenant's cache apart, if anything does.
+    pub(crate) salt: Option<String>,
     /// Held until the answer has ended.
     pub(crate) _permit: Option<Permit>,
 }
@@ -51,6 +56,8 @@ pub(crate) enum Payload {
     Whole {
         /// The bytes.
         body: Bytes,
+        /// The same without the tenant's salt, where some of the workers do not take one.
+        unsalted: Option<Bytes>,
         /// Their part of the budget, given back when no retry can follow.
         _share: BodyShare,
     },
@@ -63,6 +70,8 @@ pub(crate) struct Hints {
     pub(crate) stream: bool,
     pub(crate) prompt: Option<PromptKey>,
     pub(crate) input_tokens: u64,
+    /// The most tokens that all answers together may have, if the request says so.
+    pub(crate) output_tokens_max: Option<u64>,
     pub(crate) routing_key: Option<String>,
     pub(crate) target: Option<String>,
     pub(crate) session: Option<u64>,
@@ -85,7 +94,7 @@ pub(crate) async fn prepare(
     admitted: Admitted,
     trail: &mut Trail,
 ) -> Result<Prepared, Failure> {
-    let Admitted { identified: Identified { received, credentials }, permit, hop } = admitted;
+    let Admitted { identified: Identified { received, credentials, principal }, permit, hop } = admitted;
     let Received { endpoint, head, body } = received;
     let settings = &current.settings;
     expect_json(&head.headers)?;
@@ -99,10 +108,12 @@ pub(crate) async fn prepare(
     let peek = &reading.peek;
     let pool = {
         let snapshot = gateway.fleet.snapshot();
-        find_pool(&snapshot, endpoint, peek.model.as_ref().map(|model| &*model.value))?.clone()
+        find_pool(&snapshot, endpoint, peek.model.as_ref().map(|model| &*model.value), &principal.models)?.clone()
     };
     let plan = gateway.plans.of(&pool.model, current);
-    let (prompt, input_tokens) = key(gateway, endpoint, &body, &reading, &plan).await;
+    let salt = salt_of(gateway, settings, &head.headers, hop.as_ref(), &principal, peek);
+    let cache_salt = salt.as_deref().or(peek.cache_salt.as_deref());
+    let (prompt, input_tokens) = key(gateway, endpoint, &body, &reading, &plan, cache_salt).await;
     let stream = peek.stream;
     let delivery = if stream { Delivery::Stream } else { Delivery::Whole };
     trail.prepared(&plan, delivery, input_tokens);
@@ -113,21 +124,24 @@ pub(crate) async fn prepare(
         stream,
         prompt,
         input_tokens,
+        output_tokens_max: peek.max_tokens.map(|most| most.saturating_mul(peek.n.unwrap_or(1).max(1))),
         routing_key: edge::internal(&head.headers, "x-smg-routing-key").map(str::to_owned),
         target: edge::internal(&head.headers, "x-smg-target-worker").map(str::to_owned),
         session: session_of(peek),
     };
     let replay = replay_of(endpoint, &head.headers, plan.retry.replays);
     let previous = peek.previous_response_id.as_deref().map(str::to_owned);
+    let is_apart = gateway.access.isolates(settings);
     let answer =
         AnswerSettings { buffer_bytes_max: settings.buffered_answer_bytes_max.as_usize(), debug_headers, hide_usage };
-    let body = edited(&body, peek, &pool, answer).unwrap_or(body);
+    let salted = salt.as_deref().filter(|_| hop.is_none());
+    let (body, unsalted) = bodies(body.clone(), endpoint, peek, &pool, answer, salted);
     let mut headers = head.headers;
     edge::to_worker(&mut headers, credentials);
     let mut prepared = Prepared {
         endpoint,
         headers,
-        payload: Payload::Whole { body, _share: share },
+        payload: Payload::Whole { body, unsalted, _share: share },
         deadline: trail.received() + time_for(&plan, hop.as_ref()),
         pool,
         plan,
@@ -135,10 +149,12 @@ pub(crate) async fn prepare(
         replay,
         answer,
         hop,
+        principal,
+        salt,
         _permit: permit,
     };
     if prepared.hop.is_none() {
-        prepared.follow(gateway, previous.as_deref()).await;
+        prepared.follow(gateway, previous.as_deref(), is_apart).await?;
     }
     Ok(prepared)
 }
@@ -149,13 +165,27 @@ impl Prepared {
         Hop::relaying(self.hop.as_ref())
     }
 
-    /// A follow-up goes to the worker that holds the response it builds on, unless the caller names one.
-    async fn follow(&mut self, gateway: &Gateway, previous_response_id: Option<&str>) {
-        if let Some(id) = previous_response_id.filter(|_| self.hints.target.is_none()) {
-            let worker = gateway.worker_of_response(id).await;
+    /// A follow-up goes to the worker that holds the response it builds on, unless the caller names one. Where tenants are kept
+    /// apart, what nobody remembers as the tenant's own may be another's.
+    async fn follow(
+        &mut self,
+        gateway: &Gateway,
+        previous_response_id: Option<&str>,
+        is_apart: bool,
+    ) -> Result<(), Failure> {
+        let Some(id) = previous_response_id.filter(|_| is_apart || self.hints.target.is_none()) else {
+            return Ok(());
+        };
+        let worker = gateway.worker_of_response(&self.principal.tenant, id).await;
+        if worker.is_none() && is_apart {
+            let failure = Failure::new(FailureCode::NotFound, "there is no response with this id");
+            return Err(failure.param("previous_response_id"));
+        }
+        if self.hints.target.is_none() {
             let known = worker.filter(|id| self.pool.workers.iter().any(|worker| worker.id == *id));
             self.hints.target = known.map(|id| id.to_string());
         }
+        Ok(())
     }
 }
 
@@ -191,6 +221,7 @@ async fn key(
     body: &Bytes,
     reading: &Reading<'_>,
     plan: &ModelPlan,
+    cache_salt: Option<&str>,
 ) -> (Option<PromptKey>, u64) {
     let (peek, policy) = (&reading.peek, &plan.policy);
     let estimated = match peek.token_ids {
@@ -201,7 +232,7 @@ async fn key(
         return (None, estimated);
     }
     // Under another salt, or for another adapter, the same text is another text.
-    let namespace = Namespace { lora: peek.adapter.as_deref(), salt: peek.cache_salt.as_deref() };
+    let namespace = Namespace { lora: peek.adapter.as_deref(), salt: cache_salt };
     let root = namespace.root(gateway.hash_seed);
     let tokens = match peek.tokens {
         Some(ids) => ids.read(),
@@ -222,14 +253,16 @@ pub(crate) fn find_pool<'a>(
     snapshot: &'a Snapshot,
     endpoint: Endpoint,
     model: Option<&str>,
+    allowed: &Models,
 ) -> Result<&'a Arc<Pool>, Failure> {
     let model = model.filter(|model| !model.is_empty());
+    // A model that the caller may not use is one that it does not know of.
     if let Some(name) = model {
-        if let Some(pool) = snapshot.pool(name) {
+        if let Some(pool) = snapshot.pool(name).filter(|pool| is_allowed(allowed, name, pool)) {
             return Ok(pool);
         }
         // Workers that do not say what they serve may know it.
-        if !snapshot.open().workers.is_empty() {
+        if !snapshot.open().workers.is_empty() && snapshot.pool(name).is_none() && allowed.allows(name) {
             return Ok(snapshot.open());
         }
     }
@@ -241,9 +274,12 @@ pub(crate) fn find_pool<'a>(
     if model_is_optional(endpoint, model) && snapshot.models().len() <= 1 {
         let any = snapshot.any();
         let only = snapshot.models().next().filter(|pool| pool.workers.len() == any.workers.len());
-        return Ok(only.unwrap_or(any));
+        let pool = only.unwrap_or(any);
+        if is_allowed(allowed, pool.model.as_str(), pool) {
+            return Ok(pool);
+        }
     }
-    let served = served(snapshot);
+    let served = served(snapshot, allowed);
     match model {
         Some(name) => Err(Failure::new(
             FailureCode::ModelNotFound,
@@ -255,6 +291,11 @@ pub(crate) fn find_pool<'a>(
                 .param("model"))
         }
     }
+}
+
+/// Whether a caller may use a model under this name: it may if it may use the model, or the alias.
+pub(crate) fn is_allowed(allowed: &Models, name: &str, pool: &Pool) -> bool {
+    allowed.allows(name) || (pool.is_named() && allowed.allows(pool.model.as_str()))
 }
 
 fn model_is_optional(endpoint: Endpoint, model: Option<&str>) -> bool {
@@ -269,8 +310,9 @@ const NO_MODEL: &str = "unknown";
 /// Names the served models, at most this many.
 const MODELS_NAMED_MAX: usize = 20;
 
-fn served(snapshot: &Snapshot) -> String {
-    let mut names: Vec<&str> = snapshot.models().map(|pool| pool.model.as_str()).collect();
+fn served(snapshot: &Snapshot, allowed: &Models) -> String {
+    let pools = snapshot.models().filter(|pool| is_allowed(allowed, pool.model.as_str(), pool));
+    let mut names: Vec<&str> = pools.map(|pool| pool.model.as_str()).collect();
     let more = names.len().saturating_sub(MODELS_NAMED_MAX);
     names.truncate(MODELS_NAMED_MAX);
     match (names.is_empty(), more) {
@@ -293,9 +335,48 @@ fn asks_for_usage(endpoint: Endpoint, peek: &Peek<'_>) -> bool {
     matches!(endpoint, Endpoint::ChatCompletions | Endpoint::Completions) && peek.include_usage != Some(true)
 }
 
+/// The salt under which the prompt is cached, if the gateway says so; what a peer hands on has one already.
+fn salt_of(
+    gateway: &Gateway,
+    settings: &Settings,
+    headers: &HeaderMap,
+    hop: Option<&Hop>,
+    principal: &Principal,
+    peek: &Peek<'_>,
+) -> Option<String> {
+    if hop.is_some() {
+        return edge::named(headers, &relay::SALT).map(str::to_owned);
+    }
+    let access = &gateway.access;
+    access.isolates(settings).then(|| access.salts.of(&principal.tenant, peek.cache_salt.as_deref()))
+}
+
+/// The body as it goes to workers, and without the salt where not all of them take one.
+fn bodies(
+    body: Bytes,
+    endpoint: Endpoint,
+    peek: &Peek<'_>,
+    pool: &Pool,
+    answer: AnswerSettings,
+    salt: Option<&str>,
+) -> (Bytes, Option<Bytes>) {
+    let takes = |worker: &Arc<Worker>| isolation::salt_field(worker.engine(), endpoint).is_some();
+    let salt = salt.filter(|_| peek.members > 0 && pool.workers.iter().any(takes));
+    let salted = edited(&body, peek, pool, answer, salt);
+    let is_mixed = salt.is_some() && !pool.workers.iter().all(takes);
+    let unsalted = is_mixed.then(|| edited(&body, peek, pool, answer, None).unwrap_or_else(|| body.clone()));
+    (salted.unwrap_or(body), unsalted)
+}
+
 /// The body with the few changes the operator's settings need; none if it stays as it is.
-fn edited(body: &Bytes, peek: &Peek<'_>, pool: &Pool, answer: AnswerSettings) -> Option<Bytes> {
+fn edited(body: &Bytes, peek: &Peek<'_>, pool: &Pool, answer: AnswerSettings, salt: Option<&str>) -> Option<Bytes> {
     let mut edits: Vec<Edit> = Vec::new();
+    if let Some(salt) = salt {
+        edits.push(match &peek.cache_salt_span {
+            Some(span) => Edit::replace_string(span.clone(), salt),
+            None => Edit::insert_member(peek, "cache_salt", &format!("\"{salt}\"")),
+        });
+    }
     // A name that is not the model's own is an alias: workers know the model by its own name only.
     if let Some(model) = peek.model.as_ref().filter(|model| is_alias(pool, &model.value)) {
         edits.push(Edit::replace_string(model.span.clone(), pool.model.as_str()));

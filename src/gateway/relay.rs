@@ -176,7 +176,7 @@ impl Answering {
     /// Remembers where a response lives.
     fn learn(&self, response_id: &str) {
         let gateway = self.gateway();
-        gateway.affinity.learn(response_id, self.routed.worker.id, gateway.now());
+        gateway.affinity.learn(&self.prepared.principal.tenant, response_id, self.routed.worker.id, gateway.now());
     }
 
     /// Learns from what the worker reports at the end.
@@ -500,7 +500,9 @@ impl Body for RelayBody {
 
 impl Drop for RelayBody {
     fn drop(&mut self) {
-        if self.events.is_some() {
+        if let Some(events) = &self.events {
+            // A caller that went away is charged what was counted until then.
+            self.answering.trail.usage_so_far(events.scanner.usage());
             self.answering.gateway().metrics.open_streams.dec();
         }
     }

@@ -9,7 +9,10 @@ use smg_api::{
 use smg_base::RequestId;
 use smg_infer::{Failure, FailureCode};
 
-use crate::edge::{X_REQUEST_ID, header_value};
+use crate::{
+    edge::{X_REQUEST_ID, header_value},
+    limits::{RETRY_AFTER_MS, X_SHOULD_RETRY},
+};
 
 /// Names the gateway's error code, as the reference gateway does.
 const X_SMG_ERROR_CODE: HeaderName = HeaderName::from_static("x-smg-error-code");
@@ -60,6 +63,14 @@ impl IntoResponse for Refusal<'_> {
             FailureCode::PayloadTooLarge | FailureCode::ClientTooSlow => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
+            FailureCode::RateLimited | FailureCode::BudgetSpent => match self.failure.retry_after {
+                Some(wait) => {
+                    let millis = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+                    headers.insert(RETRY_AFTER_MS, HeaderValue::from(millis));
+                }
+                // It would be refused again, however late it came.
+                None => drop(headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"))),
+            },
             FailureCode::SchedulerPreempted => {
                 headers.insert(X_SMG_PREEMPTED, HeaderValue::from_static("true"));
             }

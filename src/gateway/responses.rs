@@ -9,14 +9,14 @@ use axum::{
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt;
 use smg_api::Family;
-use smg_base::{RequestId, WorkerId};
+use smg_base::{RequestId, TenantId, WorkerId};
 use smg_fleet::{Path as WorkerPath, Worker};
 use smg_infer::{Failure, FailureCode};
 use smg_upstream::{Outbound, OutboundBody};
 use tokio::time::timeout;
 
 use crate::{
-    access,
+    access::{Guest, Visit},
     app::Gateway,
     body::{self, Limits},
     edge, questions,
@@ -69,7 +69,7 @@ async fn forward(
     request: Request,
 ) -> Result<Response, Failure> {
     let (head, body) = request.into_parts();
-    let credentials = access::serving(&head.headers, settings)?;
+    let Guest { principal, credentials } = gateway.let_in(Visit::of(&head), settings).await?;
     let known_path = matches!(
         (&head.method, below),
         (&Method::GET | &Method::DELETE, "") | (&Method::POST, "cancel") | (&Method::GET, "input_items")
@@ -91,7 +91,11 @@ async fn forward(
         path.push('?');
         path.push_str(query);
     }
-    let errand = Errand { method: head.method, path, headers, body };
+    if let Some(header) = &settings.tenant_header {
+        headers.remove(&header.name);
+    }
+    let searching = if gateway.access.isolates(settings) { Searching::Forbidden } else { Searching::Allowed };
+    let errand = Errand { method: head.method, path, headers, body, tenant: principal.tenant.clone(), searching };
     errand.run(gateway, id).await
 }
 
@@ -101,13 +105,13 @@ fn is_id(id: &str) -> bool {
 }
 
 impl Gateway {
-    /// The worker that answered a response id. A peer may remember what this node does not; without its answer a worker would
+    /// The worker that answered a response id for a tenant. A peer may remember what this node does not; without its answer a worker would
     /// be asked that does not have the response.
-    pub(crate) async fn worker_of_response(&self, id: &str) -> Option<WorkerId> {
-        let own = self.affinity.worker_of(id, self.now());
+    pub(crate) async fn worker_of_response(&self, tenant: &TenantId, id: &str) -> Option<WorkerId> {
+        let own = self.affinity.worker_of(tenant, id, self.now());
         let (result, worker) = match own {
             Some(worker) => ("hit", Some(worker)),
-            None => match questions::responder(self, id).await {
+            None => match questions::responder(self, tenant, id).await {
                 Some(worker) => ("peer", Some(worker)),
                 None => ("miss", None),
             },
@@ -123,6 +127,15 @@ struct Errand {
     path: String,
     headers: HeaderMap,
     body: bytes::Bytes,
+    tenant: TenantId,
+    searching: Searching,
+}
+
+/// Whether a response that nobody remembers is looked for at the workers. They do not know whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Searching {
+    Allowed,
+    Forbidden,
 }
 
 impl Errand {
@@ -130,15 +143,17 @@ impl Errand {
     async fn run(&self, gateway: &Gateway, id: &str) -> Result<Response, Failure> {
         let snapshot = gateway.fleet.snapshot().clone();
         let now = gateway.now();
-        let known = gateway.worker_of_response(id).await.and_then(|worker| snapshot.worker(worker).cloned());
+        let known =
+            gateway.worker_of_response(&self.tenant, id).await.and_then(|worker| snapshot.worker(worker).cloned());
         if let Some(worker) = known {
             return self.ask(gateway, &worker).await;
         }
         let available = snapshot.workers().iter().filter(|worker| worker.is_available(now));
+        let available = available.filter(|_| self.searching == Searching::Allowed);
         for worker in available.take(WORKERS_ASKED_MAX) {
             match self.ask(gateway, worker).await {
                 Ok(response) if response.status().is_success() => {
-                    gateway.affinity.learn(id, worker.id, now);
+                    gateway.affinity.learn(&self.tenant, id, worker.id, now);
                     return Ok(response);
                 }
                 // Not here, or not a worker that keeps responses.

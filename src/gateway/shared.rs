@@ -29,6 +29,16 @@ impl KeyHash {
         hash.copy_from_slice(suite.common.hash_provider.hash(key.as_bytes()).as_ref());
         Self(hash)
     }
+
+    /// The hash that these bytes are.
+    pub const fn from_bytes(hash: [u8; 32]) -> Self {
+        Self(hash)
+    }
+
+    /// Its bytes.
+    pub const fn bytes(self) -> [u8; 32] {
+        self.0
+    }
 }
 
 /// The text is no hash.

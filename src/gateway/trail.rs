@@ -13,9 +13,10 @@ use tracing::{Span, field};
 
 use crate::{
     app::Gateway,
-    config::AccessLog,
+    config::{AccessLog, Settings},
     edge::{self, IdOrigin},
     explain::{AttemptRecord, Record, Timing},
+    limits::{Account, Spent},
     metrics::EndpointMeters,
     plan::{ModelPlan, Versioned},
 };
@@ -71,6 +72,7 @@ pub(crate) struct Trail {
     input_tokens: u64,
     attempts: Vec<AttemptRecord>,
     usage: Option<Usage>,
+    account: Option<Account>,
     status: u16,
     ending: Ending,
     access_log: AccessLog,
@@ -129,6 +131,7 @@ impl Trail {
             input_tokens: 0,
             attempts: Vec::new(),
             usage: None,
+            account: None,
             status: 0,
             ending: Ending::Open,
             access_log: current.settings.access_log,
@@ -356,6 +359,24 @@ impl Trail {
         }
     }
 
+    /// What a stream has said of its usage, if nothing was taken down yet.
+    pub(crate) fn usage_so_far(&mut self, usage: Option<Usage>) {
+        if self.usage.is_none() {
+            self.usage = usage;
+        }
+    }
+
+    /// Whom the request is charged to.
+    pub(crate) fn account(&mut self, account: Account) {
+        self.account = Some(account);
+    }
+
+    /// How the caller's limits stand, in headers.
+    pub(crate) fn limits_told(&self, settings: &Settings) -> HeaderMap {
+        let family = self.endpoint.family();
+        self.account.as_ref().map(|account| account.told(&self.gateway, settings, family)).unwrap_or_default()
+    }
+
     /// The status the caller sees.
     pub(crate) fn status(&mut self, status: u16) {
         self.status = status;
@@ -394,6 +415,7 @@ impl Drop for Trail {
             Caller::Peer(_) => self.gateway.metrics.relayed.with_label_values(&["in", self.outcome()]).inc(),
         }
         self.charge();
+        self.settle(now);
         self.trace();
         self.log(now);
         self.explain(now);
@@ -411,6 +433,38 @@ impl Trail {
             None => self.input_tokens + self.output.events,
         };
         admission.correct(cost);
+    }
+
+    /// Settles with limits, and counts as its tenant's usage, what the request did use.
+    fn settle(&mut self, now: Timestamp) {
+        if let Some(account) = self.account.take() {
+            account.settle(&self.gateway, self.spent(), now);
+        }
+    }
+
+    /// What the request used of workers: what the answer says, else what was seen of it.
+    fn spent(&self) -> Spent {
+        if let Some(usage) = &self.usage {
+            // Of an answer that was not heard to its end, more may have been seen than was reported.
+            let seen = if self.ending == Ending::Answered { 0 } else { self.output.events };
+            return Spent::Tokens {
+                input: usage.input_tokens,
+                cached: usage.cached_tokens.unwrap_or(0),
+                output: usage.output_tokens.max(seen),
+            };
+        }
+        if self.attempts.iter().all(|attempt| attempt.dispatched == Dispatched::No.as_str()) {
+            return Spent::Nothing;
+        }
+        let is_error = match self.ending {
+            Ending::Answered => self.status != 200,
+            Ending::Failed(_) => true,
+            Ending::Open => false,
+        };
+        if is_error && self.output.events == 0 {
+            return Spent::Refused;
+        }
+        Spent::Tokens { input: self.input_tokens, cached: 0, output: self.output.events }
     }
 
     fn count(&self, now: Timestamp) {

@@ -31,7 +31,7 @@ pub(crate) async fn prepare(
     admitted: Admitted,
     trail: &mut Trail,
 ) -> Result<Prepared, Failure> {
-    let Admitted { identified: Identified { received, credentials }, permit, hop } = admitted;
+    let Admitted { identified: Identified { received, credentials, principal }, permit, hop } = admitted;
     let Received { endpoint, head, mut body } = received;
     let settings = &current.settings;
     let limits = Limits { bytes_max: settings.body_bytes_max.0, pause_max: settings.body_timeout };
@@ -57,7 +57,7 @@ pub(crate) async fn prepare(
     }
     trail.body_read(upload.read.len());
     let snapshot = gateway.fleet.snapshot();
-    let pool = find_pool(&snapshot, endpoint, model.as_deref())?.clone();
+    let pool = find_pool(&snapshot, endpoint, model.as_deref(), &principal.models)?.clone();
     if model.as_deref().is_some_and(|model| is_alias(&pool, model)) {
         let message =
             format!("uploads are passed on as they are: name the model '{}' here, not by an alias", pool.model);
@@ -70,6 +70,7 @@ pub(crate) async fn prepare(
         stream: false,
         prompt: None,
         input_tokens: 0,
+        output_tokens_max: None,
         routing_key: edge::internal(&headers, "x-smg-routing-key").map(str::to_owned),
         target: edge::internal(&headers, "x-smg-target-worker").map(str::to_owned),
         session: None,
@@ -91,6 +92,8 @@ pub(crate) async fn prepare(
             hide_usage: false,
         },
         hop,
+        principal,
+        salt: None,
         _permit: permit,
     })
 }
@@ -131,7 +134,7 @@ impl Upload {
 
     /// Everything, which is here.
     fn whole(self) -> Payload {
-        Payload::Whole { body: self.read.freeze(), _share: self.share }
+        Payload::Whole { body: self.read.freeze(), unsalted: None, _share: self.share }
     }
 
     /// What is here, and then the rest as it comes.

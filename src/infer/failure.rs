@@ -101,6 +101,8 @@ failure_codes! {
     Unauthorized = "invalid_api_key", 401, Client;
     /// The origin, or what was asked, is not allowed.
     Forbidden = "forbidden", 403, Client;
+    /// Whoever knows callers cannot be asked now.
+    IdentityUnavailable = "identity_unavailable", 503, Gateway;
     /// The body is larger than allowed.
     PayloadTooLarge = "payload_too_large", 413, Client;
     /// The body's media type is not one this endpoint takes.
@@ -109,6 +111,10 @@ failure_codes! {
     ClientTooSlow = "request_timeout", 408, Client;
     /// The client went away.
     ClientClosed = "client_closed_request", 499, Client;
+    /// The caller has used up what it may use in some time.
+    RateLimited = "rate_limit_exceeded", 429, Limit;
+    /// The caller has spent its money.
+    BudgetSpent = "insufficient_quota", 429, Limit;
     /// The queue for a free slot is full.
     QueueFull = "queue_full", 429, Limit;
     /// No slot came free in time.

@@ -80,9 +80,9 @@ mod tests {
         }
         check(1, 74);
         check(2, 74);
-        fleet.set_peer_load(ids[0].0, PeerLoad { requests: 4, ..PeerLoad::default() });
+        fleet.set_peer_load(ids[0].0, PeerLoad { requests: 4, ..PeerLoad::default() }, Timestamp::ORIGIN);
         check(2, 70);
-        fleet.set_peer_load(ids[0].0, PeerLoad { requests: 9, ..PeerLoad::default() });
+        fleet.set_peer_load(ids[0].0, PeerLoad { requests: 9, ..PeerLoad::default() }, Timestamp::ORIGIN);
         check(2, 69);
         fleet.drain(ids[1].0);
         check(2, 5);

@@ -67,6 +67,15 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Keys cannot be read, so that nobody would know who may call. Nothing was started.
+    #[error("keys: {0}")]
+    Keys(
+        /// Why.
+        String,
+    ),
+    /// What operators do cannot be taken down. Nothing was started.
+    #[error(transparent)]
+    Audit(#[from] smg_auth::AuditError),
     /// The other nodes refuse this one.
     #[error("the mesh refuses this node: {0}")]
     Refused(

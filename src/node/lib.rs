@@ -4,6 +4,7 @@
 //! operator wrote into what each part understands; `reload` does so again while the node runs. `mesh` makes the node one of
 //! several. Nothing here handles a request.
 
+mod auth;
 mod capacity;
 pub mod config;
 mod error;
@@ -16,6 +17,7 @@ mod prefixes;
 mod reload;
 mod settings;
 mod signals;
+mod usage;
 
 pub use error::Error;
 pub use node::{Node, metrics_reference};

@@ -10,12 +10,13 @@ use smg_base::ModelId;
 use smg_fleet::{Fleet, FleetError};
 use smg_gateway::{Gateway, Settings, SharedSettings};
 
-use crate::{config::Config, mesh::Shared, settings};
+use crate::{auth::Keys, config::Config, mesh::Shared, settings};
 
 /// Puts settings in force, whichever part of them has changed.
 pub(crate) struct Live {
     gateway: Arc<Gateway>,
     fleet: Arc<Fleet>,
+    keys: Arc<Keys>,
     parts: Mutex<Parts>,
 }
 
@@ -40,8 +41,8 @@ impl Parts {
 
 impl Live {
     /// The settings of `config` are in force already.
-    pub(crate) fn new(gateway: Arc<Gateway>, fleet: Arc<Fleet>, config: &Config) -> Self {
-        Self { gateway, fleet, parts: Mutex::new(Parts::of(config, Shared::default())) }
+    pub(crate) fn new(gateway: Arc<Gateway>, fleet: Arc<Fleet>, keys: Arc<Keys>, config: &Config) -> Self {
+        Self { gateway, fleet, keys, parts: Mutex::new(Parts::of(config, Shared::default())) }
     }
 
     /// Puts the aliases of `config` in force. Changes nothing when they cannot be.
@@ -67,6 +68,9 @@ impl Live {
             && let Err(error) = set_aliases(&self.fleet, &parts.aliases, shared.aliases.clone())
         {
             tracing::warn!(%error, "the shared aliases cannot be used here");
+        }
+        if parts.shared.keys != shared.keys {
+            self.keys.take_made(shared.keys.values().cloned().collect());
         }
         parts.shared = shared;
         self.gateway.reconfigure(parts.combined());

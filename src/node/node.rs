@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -10,7 +11,7 @@ use smg_admission::Gate;
 use smg_base::Clock;
 use smg_fleet::Fleet;
 use smg_gateway::{
-    Gateway, Parts, TraceHooks,
+    Gateway, Identity, Parts, TraceHooks,
     listener::{Listener, ListenerMetrics, ServerTls},
     router, serve_probes as serve_probes_on,
 };
@@ -20,6 +21,7 @@ use smg_upstream::{Upstream, load, probe};
 use tokio::{net::TcpListener, signal::unix::Signal};
 
 use crate::{
+    auth::{self, Opened},
     capacity,
     config::{Config, Inputs},
     error::Error,
@@ -28,7 +30,7 @@ use crate::{
     live::Live,
     mesh::{self, Mesh},
     prefixes::{Prefixes, prompts, seed},
-    reload, settings, signals,
+    reload, settings, signals, usage,
 };
 
 /// A node that has bound its ports and knows its workers, but has not begun to serve.
@@ -41,6 +43,9 @@ pub struct Node {
     tls: Option<ServerTls>,
     sockets: Sockets,
     mesh: Option<Mesh>,
+    auth: Opened,
+    /// Where usage is kept.
+    usage_file: Option<PathBuf>,
     files: reload::Content,
     hangup: Signal,
 }
@@ -58,6 +63,14 @@ struct Services {
     limits: Limits,
     shutdown: Shutdown,
     tasks: Tasks,
+}
+
+/// What services are built on.
+struct Given<'a> {
+    fleet: Arc<Fleet>,
+    clock: Arc<dyn Clock>,
+    mesh: Option<&'a Mesh>,
+    auth: &'a Opened,
 }
 
 /// What is left to look after while the tasks run.
@@ -109,6 +122,7 @@ impl Node {
         let fleet = Arc::new(Fleet::new(settings::fleet(&config, scope.clone())));
         add_workers(&fleet, &config, &*clock)?;
         let sockets = bind(&config, inherited).await?;
+        let usage_file = usage::path(&config, &inputs.env, &name);
         let mesh = if config.sections.mesh.enable_mesh {
             let around = mesh::Surroundings {
                 env: &inputs.env,
@@ -122,8 +136,13 @@ impl Node {
         } else {
             None
         };
-        let services = Services::build(&config, &telemetry, &registrar, fleet, clock, mesh.as_ref())?;
-        Ok(Self { config, inputs, services, registrar, telemetry, tls, sockets, mesh, files, hangup })
+        let auth = auth::open(&config, mesh.as_ref().map(Mesh::cluster), clock.clone(), &registrar).await?;
+        let given = Given { fleet, clock, mesh: mesh.as_ref(), auth: &auth };
+        let services = Services::build(&config, &telemetry, &registrar, given)?;
+        if let Some(path) = &usage_file {
+            usage::take(&services.gateway, path);
+        }
+        Ok(Self { config, inputs, services, registrar, telemetry, tls, sockets, mesh, auth, usage_file, files, hangup })
     }
 
     /// The address of the traffic port.
@@ -141,7 +160,8 @@ impl Node {
     pub async fn run(self, on_ready: impl FnOnce(SocketAddr) + Send) -> Result<(), Error> {
         let grace = self.config.sections.node.shutdown_grace_period_secs;
         let delay = self.config.sections.node.drain_delay.min(grace / 2);
-        let Services { shutdown, tasks, fleet, clock, .. } = self.services.clone();
+        let Services { shutdown, tasks, fleet, clock, gateway, .. } = self.services.clone();
+        let usage_file = self.usage_file.clone();
         let notifier = Arc::new(systemd::Notifier::from_env());
         let mut signals = signals::Stop::listen().map_err(Error::io("listen for signals"))?;
         let address = self.address().map_err(Error::io("read the traffic port's address"))?;
@@ -178,7 +198,11 @@ impl Node {
             if let Some(mesh) = &mesh {
                 let _late = tokio::time::timeout(LEAVE_PATIENCE, mesh.cluster.leave()).await;
             }
-            tasks.finish(Duration::ZERO).await
+            let stragglers = tasks.finish(Duration::ZERO).await;
+            if let Some(path) = &usage_file {
+                usage::save(&gateway, path).await;
+            }
+            stragglers
         };
         let stragglers = tokio::select! {
             stragglers = ended => stragglers,
@@ -199,7 +223,20 @@ impl Node {
 
     /// Starts every task.
     fn start(self, notifier: &Arc<systemd::Notifier>) -> Result<Running, Error> {
-        let Self { config, inputs, services, registrar, telemetry, tls, sockets, mesh, files, hangup } = self;
+        let Self {
+            config,
+            inputs,
+            services,
+            registrar,
+            telemetry,
+            tls,
+            sockets,
+            mesh,
+            auth,
+            usage_file,
+            files,
+            hangup,
+        } = self;
         let Services { gateway, live, shutdown, tasks, .. } = services.clone();
         let address = sockets.traffic.local_addr().map_err(Error::io("read the traffic port's address"))?;
         tasks.observe(&registrar);
@@ -209,6 +246,12 @@ impl Node {
         let inboxes = mesh::Inboxes { prefixes: services.prefixes.inbox(), limits: services.limits.inbox() };
         services.start_prefixes(&registrar);
         services.limits.clone().start(&tasks);
+        if let Some(path) = usage_file {
+            tasks.spawn(TaskKind::Background, "usage", usage::keep(gateway.clone(), path, shutdown.clone()));
+        }
+        if let Some(writer) = auth.writer {
+            tasks.spawn(TaskKind::Background, "audit log", writer.run());
+        }
         services.follow_workers(mesh.as_ref().map(Mesh::cluster));
         let mesh = mesh.map(|mesh| mesh.start(&gateway, &live, &config, inboxes, &tasks));
         let reload_metrics = reload::ReloadMetrics::new(&registrar);
@@ -226,6 +269,7 @@ impl Node {
             inputs,
             gateway: gateway.clone(),
             live,
+            keys: auth.keys,
             declare: mesh.as_ref().map(|mesh| mesh.declare.clone()),
             gate: services.gate,
             fleet: services.fleet,
@@ -266,14 +310,8 @@ impl Node {
 }
 
 impl Services {
-    fn build(
-        config: &Config,
-        telemetry: &Telemetry,
-        registrar: &Registrar,
-        fleet: Arc<Fleet>,
-        clock: Arc<dyn Clock>,
-        mesh: Option<&Mesh>,
-    ) -> Result<Self, Error> {
+    fn build(config: &Config, telemetry: &Telemetry, registrar: &Registrar, given: Given<'_>) -> Result<Self, Error> {
+        let Given { fleet, clock, mesh, auth } = given;
         let shutdown = Shutdown::new();
         let upstream = Upstream::new(&settings::upstream(config), registrar)?;
         let upstream = match mesh {
@@ -298,12 +336,14 @@ impl Services {
             hash_seed,
             prompt_tokens: prompts::load(config, &clock)?,
             prefix_page: Some(prefix_page),
+            limiter: limits.limiter(),
+            identity: auth.identity(seed::of_salts(mesh.map(Mesh::others).as_ref(), hash_seed)),
         };
         let trace = telemetry.trace_hooks();
         let enabled = config.sections.tracing.enable_trace;
         let hooks = TraceHooks { enabled, adopt: trace.adopt, inject: trace.inject };
         let gateway = Gateway::new(settings::gateway_start(config, hooks), settings::gateway(config), parts);
-        let live = Arc::new(Live::new(gateway.clone(), fleet.clone(), config));
+        let live = Arc::new(Live::new(gateway.clone(), fleet.clone(), auth.keys.clone(), config));
         let tasks = Tasks::new(shutdown.clone());
         Ok(Self { gateway, gate, fleet, upstream, live, clock, prefixes, limits, shutdown, tasks })
     }
@@ -477,6 +517,8 @@ pub fn metrics_reference() -> Vec<smg_runtime::metrics::Description> {
         hash_seed: 0,
         prompt_tokens: None,
         prefix_page: None,
+        identity: Identity::of_nobody(clock.clone()),
+        limiter: Arc::new(smg_limits::Limiter::new(smg_limits::LimiterConfig::default())),
     };
     let gateway = Gateway::new(smg_gateway::Config::default(), smg_gateway::Settings::default(), parts);
     fleet_metrics::register(&registrar, &fleet, &gateway, clock, EngineLoads::Shown);

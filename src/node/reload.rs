@@ -12,6 +12,7 @@ use smg_telemetry::LevelHandle;
 use tokio::{signal::unix::Signal, sync::watch};
 
 use crate::{
+    auth::{self, Keys},
     config::{Config, Inputs},
     live::Live,
     mesh::{self, Declared},
@@ -42,6 +43,7 @@ pub(crate) struct Reloader {
     pub(crate) config: Config,
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) live: Arc<Live>,
+    pub(crate) keys: Arc<Keys>,
     /// Tells the mesh what flags and files say, if there is one.
     pub(crate) declare: Option<watch::Sender<Declared>>,
     pub(crate) gate: Arc<Gate>,
@@ -117,6 +119,7 @@ impl Reloader {
         if let Some(tls) = &self.tls {
             tls.reload().map_err(|error| error.to_string())?;
         }
+        let keys = auth::of_file(new)?;
         self.live.take_aliases(new).map_err(|error| format!("model aliases: {error}"))?;
         self.level.set_level(new.sections.logging.log_level.as_str()).map_err(|error| error.to_string())?;
         // The scope is only looked at when the fleet is made.
@@ -124,6 +127,7 @@ impl Reloader {
         self.fleet.reconfigure(fleet.health, fleet.breaker);
         self.replace_workers(new);
         self.gate.reconfigure(settings::admission(new));
+        self.keys.take_file(keys);
         self.live.take_config(new);
         Ok(())
     }
@@ -152,12 +156,16 @@ impl Reloader {
     }
 }
 
-/// What the configuration, the certificate and its key hold. Compared as a whole, because editors and Kubernetes replace
+/// What the configuration, the certificate, its key and the limits hold. Compared as a whole, because editors and Kubernetes replace
 /// files in ways that fool time stamps.
 pub(crate) async fn content(config: &Config) -> Content {
-    let tls = &config.sections.tls;
+    let (tls, auth) = (&config.sections.tls, &config.sections.auth);
     let mut contents = Vec::new();
-    for path in [&config.file, &tls.tls_cert_path, &tls.tls_key_path].into_iter().flatten() {
+    for path in
+        [&config.file, &auth.keys_file, &tls.tls_cert_path, &tls.tls_key_path, &config.sections.limits.limits_file]
+            .into_iter()
+            .flatten()
+    {
         contents.push(tokio::fs::read(path).await.ok());
     }
     contents

@@ -44,6 +44,18 @@ pub const ERRAND: HeaderName = HeaderName::from_static("x-smg-relay-errand");
 /// In a question to the peer itself, what it is about: the id of a request or of a response.
 pub const ABOUT: HeaderName = HeaderName::from_static("x-smg-relay-about");
 
+/// In a request, the tenant it is for, percent-encoded.
+pub const TENANT: HeaderName = HeaderName::from_static("x-smg-relay-tenant");
+
+/// In a request, the id of the key that its caller presented, percent-encoded.
+pub const KEY: HeaderName = HeaderName::from_static("x-smg-relay-key");
+
+/// In a request, the greatest priority class that its caller may claim.
+pub const CLASS: HeaderName = HeaderName::from_static("x-smg-relay-class");
+
+/// In a request, the salt under which its prompt is cached.
+pub const SALT: HeaderName = HeaderName::from_static("x-smg-relay-salt");
+
 /// The way to the peers.
 pub trait Peers: Send + Sync {
     /// Opens a stream to a peer. Dropped before both directions have ended, it is reset, which must never look like an end.

@@ -51,6 +51,8 @@ pub struct Peek<'a> {
     pub tokens: Option<TokenIds<'a>>,
     /// What keeps the caches of tenants apart.
     pub cache_salt: Option<Cow<'a, str>>,
+    /// Where the value of `cache_salt` stands, whatever it is.
+    pub cache_salt_span: Option<Range<usize>>,
     /// The adapter asked for beside the model.
     pub adapter: Option<Cow<'a, str>>,
     /// How many members the body's object has.
@@ -343,7 +345,11 @@ impl<'a> Reader<'a> {
     fn text(&mut self, key: Known, cursor: &mut Cursor<'a>, param: &'static str) -> Result<(), PeekError> {
         let gathered = &mut self.gathered;
         match key {
-            Known::Salt => self.peek.cache_salt = gathered.label(cursor)?,
+            Known::Salt => {
+                let start = cursor.position();
+                self.peek.cache_salt = cursor.string_or_skip()?.map(Text::decode);
+                self.peek.cache_salt_span = Some(start..cursor.position());
+            }
             Known::Adapter => self.peek.adapter = gathered.label(cursor)?,
             Known::Tools | Known::Functions => gathered.tools(cursor)?,
             Known::Instructions => gathered.instructions(cursor)?,

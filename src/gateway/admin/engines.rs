@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
+    Extension,
     extract::State,
     response::{IntoResponse, Response},
 };
@@ -17,7 +18,7 @@ use smg_upstream::{Outbound, OutboundBody, admin, load};
 use tokio::time::timeout;
 
 use super::Answer;
-use crate::{access, app::Gateway, edge};
+use crate::{access::Guest, app::Gateway, edge};
 
 /// Workers asked at the same time.
 const FAN_OUT: usize = 64;
@@ -32,28 +33,38 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(45);
 const PROFILE_PATIENCE: Duration = Duration::from_secs(630);
 
 /// Lets the least loaded worker that can generate a token.
-pub(crate) async fn health_generate(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Response {
-    ask_one(&gateway, headers, &["/health_generate", "/health"]).await
+pub(crate) async fn health_generate(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(guest): Extension<Guest>,
+    headers: HeaderMap,
+) -> Response {
+    ask_one(&gateway, &guest, headers, &["/health_generate", "/health"]).await
 }
 
 /// What a worker says of its model.
-pub(crate) async fn model_info(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Response {
-    ask_one(&gateway, headers, &["/get_model_info", "/model_info"]).await
+pub(crate) async fn model_info(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(guest): Extension<Guest>,
+    headers: HeaderMap,
+) -> Response {
+    ask_one(&gateway, &guest, headers, &["/get_model_info", "/model_info"]).await
 }
 
 /// What a worker says of itself.
-pub(crate) async fn server_info(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Response {
-    ask_one(&gateway, headers, &["/get_server_info", "/server_info"]).await
+pub(crate) async fn server_info(
+    State(gateway): State<Arc<Gateway>>,
+    Extension(guest): Extension<Guest>,
+    headers: HeaderMap,
+) -> Response {
+    ask_one(&gateway, &guest, headers, &["/get_server_info", "/server_info"]).await
 }
 
 /// Passes a question on to one worker that offers a path to it.
-async fn ask_one(gateway: &Gateway, mut headers: HeaderMap, paths: &[&'static str]) -> Response {
-    let current = gateway.settings().clone();
-    let credentials = match access::serving(&headers, &current.settings) {
-        Ok(credentials) => credentials,
-        Err(failure) => return Answer::from(failure).into_response(),
-    };
-    edge::to_worker(&mut headers, credentials);
+async fn ask_one(gateway: &Gateway, guest: &Guest, mut headers: HeaderMap, paths: &[&'static str]) -> Response {
+    edge::to_worker(&mut headers, guest.credentials);
+    if let Some(header) = &gateway.settings().settings.tenant_header {
+        headers.remove(&header.name);
+    }
     headers.remove(header::CONTENT_TYPE);
     let now = gateway.now();
     let snapshot = gateway.fleet.snapshot().clone();

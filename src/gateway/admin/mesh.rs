@@ -154,6 +154,7 @@ pub(crate) fn refused(error: ClusterError) -> Failure {
         ClusterError::TooLarge | ClusterError::Revoked | ClusterError::Invalid(_) => FailureCode::InvalidRequest,
         ClusterError::UnknownSection => FailureCode::NotFound,
         ClusterError::Busy | ClusterError::Leaving => FailureCode::Draining,
+        ClusterError::NotKept => FailureCode::Internal,
     };
     Failure::new(code, error.to_string())
 }

@@ -7,25 +7,33 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use http::StatusCode;
+use http::{StatusCode, request::Parts};
 use http_body::Body;
 use http_body_util::BodyExt;
 use serde::Serialize;
+use smg_auth::Via;
 use smg_infer::{Failure, FailureCode};
 
 use crate::{
-    access::{self, PeerAddress},
+    access::{self, Guest, Refused, Visit},
     app::Gateway,
     body::{self, Limits},
     config::Settings,
+    edge::{self, Credentials},
     routes,
 };
 
+use self::audit::{Attempt, Change};
+
+pub(crate) mod audit;
 pub(crate) mod engines;
 pub(crate) mod explain;
+pub(crate) mod keys;
+pub(crate) mod limits;
 pub(crate) mod mesh;
 pub(crate) mod models;
 pub(crate) mod probes;
+pub(crate) mod usage;
 pub(crate) mod workers;
 
 /// Which door a request comes to.
@@ -47,12 +55,20 @@ const REASON_BYTES_MAX: u64 = 4 << 10;
 /// the shape of all errors.
 pub(crate) async fn guard(door: Door, gateway: Arc<Gateway>, request: Request, next: Next) -> Response {
     let current = gateway.settings().clone();
-    if let Err(failure) = let_in(door, &gateway, &current.settings, &request) {
-        let surface = if door == Door::Admin { "admin" } else { "serving" };
-        gateway.metrics.auth_failures.with_label_values(&[surface]).inc();
-        return routes::refuse(&gateway, &request, &failure);
-    }
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    let attempt = (door == Door::Admin).then(|| attempt(&gateway, &current.settings, &head)).flatten();
+    let guest = match let_in(door, &gateway, &current.settings, &head).await {
+        Ok(guest) => guest,
+        Err(refused) => {
+            let surface = if door == Door::Admin { "admin" } else { "serving" };
+            gateway.metrics.auth_failures.with_label_values(&[surface, refused.reason]).inc();
+            if let Some(attempt) = attempt {
+                attempt.denied(&gateway, refused.reason);
+            }
+            return routes::refuse(&gateway, &Request::from_parts(head, body), &refused.failure);
+        }
+    };
+    head.extensions.insert(guest.clone());
     let mut share = gateway.body_budget.share();
     let body = if door == Door::Admin {
         let limits = Limits { bytes_max: BODY_BYTES_MAX, pause_max: current.settings.body_timeout };
@@ -63,20 +79,28 @@ pub(crate) async fn guard(door: Door, gateway: Arc<Gateway>, request: Request, n
     } else {
         body
     };
-    reworded(next.run(Request::from_parts(head, body)).await).await
+    let response = reworded(next.run(Request::from_parts(head, body)).await).await;
+    if let Some(attempt) = attempt {
+        attempt.ended(&gateway, &guest.principal, response.status(), response.extensions().get::<Change>());
+    }
+    response
 }
 
-fn let_in(door: Door, gateway: &Gateway, settings: &Settings, request: &Request) -> Result<(), Failure> {
-    let headers = request.headers();
+fn attempt(gateway: &Gateway, settings: &Settings, head: &Parts) -> Option<Attempt> {
+    let (request_id, _) = edge::request_id(&head.headers, &settings.request_id_headers, "req-", &*gateway.random);
+    Attempt::of(Visit::of(head), head.uri.path(), request_id)
+}
+
+async fn let_in(door: Door, gateway: &Gateway, settings: &Settings, head: &Parts) -> Result<Guest, Refused> {
+    let visit = Visit::of(head);
     if door == Door::Serving {
-        return access::serving(headers, settings).map(drop);
+        return gateway.access.serving(visit, settings).await;
     }
-    access::admin(headers, request.extensions().get::<PeerAddress>().copied(), settings)?;
-    let has_key = settings.admin_key.is_some() || settings.api_key.is_some();
-    if !has_key && access::is_of_foreign_page(headers, &gateway.config.cors_origins) {
-        return Err(Failure::new(FailureCode::Forbidden, "web pages may not administer a gateway that has no key"));
+    let principal = gateway.access.admin(visit, settings).await?;
+    if principal.via == Via::Open && access::is_of_foreign_page(&head.headers, &gateway.config.cors_origins) {
+        return Err(access::forbidden("web pages may not administer a gateway that has no key"));
     }
-    Ok(())
+    Ok(Guest { principal, credentials: Credentials::Gateways })
 }
 
 /// Puts the plain text with which axum refuses paths, queries and bodies into the shape of all errors.

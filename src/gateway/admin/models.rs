@@ -8,10 +8,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use smg_api::models::{AnthropicModel, AnthropicModelList, ModelList, ModelObject};
+use smg_auth::Models;
 use smg_fleet::{Pool, Snapshot};
 use smg_infer::{Failure, FailureCode};
 
-use crate::{app::Gateway, routes};
+use crate::{access::Guest, app::Gateway, prepare, routes};
 
 /// Anthropic's clients name their version of the API in every request.
 fn speaks_anthropic(request: &Request) -> bool {
@@ -20,7 +21,7 @@ fn speaks_anthropic(request: &Request) -> bool {
 
 /// All models and aliases, sorted by name.
 pub(crate) async fn list(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
-    let models = objects(&gateway.fleet.snapshot());
+    let models = objects(&gateway.fleet.snapshot(), allowed(&request));
     if speaks_anthropic(&request) {
         let models = models.iter().map(|model| AnthropicModel::new(model, None)).collect();
         return Json(AnthropicModelList::new(models)).into_response();
@@ -30,7 +31,7 @@ pub(crate) async fn list(State(gateway): State<Arc<Gateway>>, request: Request) 
 
 /// One model, by its name or an alias. Names may contain slashes only in their encoded form.
 pub(crate) async fn one(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, request: Request) -> Response {
-    let found = objects(&gateway.fleet.snapshot()).into_iter().find(|model| model.id == id);
+    let found = objects(&gateway.fleet.snapshot(), allowed(&request)).into_iter().find(|model| model.id == id);
     match found {
         Some(model) if speaks_anthropic(&request) => Json(AnthropicModel::new(&model, None)).into_response(),
         Some(model) => Json(model).into_response(),
@@ -42,7 +43,13 @@ pub(crate) async fn one(State(gateway): State<Arc<Gateway>>, Path(id): Path<Stri
     }
 }
 
-fn objects(snapshot: &Snapshot) -> Vec<ModelObject> {
+/// The models that the caller may use. Nobody gets here without having been let in.
+fn allowed(request: &Request) -> &Models {
+    request.extensions().get::<Guest>().map_or(&Models::All, |guest| &guest.principal.models)
+}
+
+fn objects(snapshot: &Snapshot, allowed: &Models) -> Vec<ModelObject> {
+    let of_pool = |pool| of_pool(pool).into_iter().filter(|model| prepare::is_allowed(allowed, &model.id, pool));
     let mut models: Vec<ModelObject> = snapshot.models().flat_map(|pool| of_pool(pool)).collect();
     models.sort_by(|a, b| a.id.cmp(&b.id));
     models.dedup_by(|a, b| a.id == b.id);

@@ -83,6 +83,8 @@ routes! {
     Serving delete "/v1/responses/{id}" responses::stored, "Deletes a stored response";
     Serving get "/v1/responses/{id}/{below}" responses::stored_below, "The input items of a stored response";
     Serving post "/v1/responses/{id}/{below}" responses::stored_below, "Cancels a response";
+    Serving get "/v1/limits" admin::limits::of_caller, "How the caller's own limits stand";
+    Serving get "/v1/usage" admin::usage::of_caller, "What the caller's own tenant used, over all nodes";
     Admin get "/workers" admin::workers::list, "All workers, with state and load";
     Admin post "/workers" admin::workers::add, "Registers a worker";
     Admin get "/workers/{id}" admin::workers::one, "One worker";
@@ -96,6 +98,15 @@ routes! {
     Admin post "/stop_profile" admin::engines::stop_profile, "Stops the profiler of workers";
     Admin get "/engine_metrics" admin::engines::metrics, "The metrics of all workers, labelled by worker";
     Admin get "/explain/{request_id}" admin::explain::explain, "Why a recent request went where it went";
+    Admin get "/keys" admin::keys::list, "The keys of callers and operators, without the keys themselves";
+    Admin post "/keys" admin::keys::add, "Makes a key and shows it this one time";
+    Admin get "/keys/{id}" admin::keys::one, "One key";
+    Admin patch "/keys/{id}" admin::keys::update, "Changes what a key may do";
+    Admin delete "/keys/{id}" admin::keys::revoke, "Revokes a key on all nodes, for good";
+    Admin post "/keys/{id}/rotate" admin::keys::rotate, "Makes another key for the same purpose; the old one goes on for a while";
+    Admin get "/audit" admin::audit::list, "What operators did and tried to do";
+    Admin get "/limits" admin::limits::of_all, "The limits in force, and how they stand for a tenant, key or model";
+    Admin get "/usage" admin::usage::of_all, "What tenants used, over all nodes";
     Admin get "/mesh/status" admin::mesh::status, "The mesh in short: this node, the others, what they know";
     Admin get "/mesh/members" admin::mesh::members, "The nodes of the mesh";
     Admin get "/mesh/workers" admin::mesh::workers, "The workers, as the nodes together see them";
@@ -142,6 +153,7 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
         header::CONTENT_TYPE,
         header::AUTHORIZATION,
         HeaderName::from_static("x-api-key"),
+        HeaderName::from_static("x-goog-api-key"),
         HeaderName::from_static("anthropic-version"),
         HeaderName::from_static("anthropic-beta"),
         HeaderName::from_static("x-request-id"),

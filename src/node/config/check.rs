@@ -115,7 +115,14 @@ fn edge(sections: &Sections, found: &mut Findings) {
         &["security.cors_allowed_origins"],
         "* allows every origin, so it stands alone",
     );
-    let is_open = sections.security.api_key.is_none() && sections.security.admin_api_key.is_none();
+    let auth = &sections.auth;
+    found.refuse(
+        auth.trust_tenant_header && auth.trusted_proxies.is_empty(),
+        &["auth.trust_tenant_header", "auth.trusted_proxies"],
+        "a header with the tenant is believed from trusted proxies only, and none is named",
+    );
+    let has_keys = auth.keys_file.is_some() || auth.require_key || !auth.control_plane_api_keys.is_empty();
+    let is_open = sections.security.api_key.is_none() && sections.security.admin_api_key.is_none() && !has_keys;
     found.warn(
         is_open && !listener.host.is_loopback(),
         &["listener.host", "security.api_key"],
@@ -225,6 +232,7 @@ fn files(sections: &Sections, found: &mut Findings) {
         ("tls.tls_key_path", &tls.tls_key_path),
         ("upstream.client_cert_path", &upstream.client_cert_path),
         ("upstream.client_key_path", &upstream.client_key_path),
+        ("auth.keys_file", &sections.auth.keys_file),
         ("mesh.mesh_cert", &sections.mesh.mesh_cert),
         ("mesh.mesh_key", &sections.mesh.mesh_key),
         ("mesh.mesh_peers_file", &sections.mesh.mesh_peers_file),

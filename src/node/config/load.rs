@@ -13,8 +13,9 @@ use smg_fleet::{KvEventsSpec, Origin, WorkerSpec};
 use smg_routing::PolicyKind;
 
 use super::{
-    Config, ConfigErrors, Entry, Fault, Given, ModelSettings, Place, Problem, Sections, Source, check,
+    Allowances, Config, ConfigErrors, Entry, Fault, Given, ModelSettings, Place, Problem, Sections, Source, check,
     file::{self, FileValues, ModelTable},
+    limits_file,
     secrets::Secrets,
     sections::Routing,
     setting::{self, Kind, Setting, VARIABLE_PREFIX, nearest},
@@ -128,16 +129,28 @@ impl Loader<'_> {
             values.models.iter().filter_map(|table| self.model(table, &in_force, file.as_deref())).collect();
         let routings = std::iter::once(&sections.routing).chain(models.iter().map(|model| &model.routing));
         self.report_parameters_of_other_policies(&in_force, routings);
+        let allowances = self.allowances(&sections);
         let config = Config {
             workers: workers(&sections, &values),
             aliases: sections.fleet.model_alias.iter().map(|one| (one.alias.clone(), one.model.clone())).collect(),
             models,
+            allowances,
             file,
             warnings: Vec::new(),
             entries: self.settings.iter().map(|setting| entry(setting, in_force.get(setting.id()))).collect(),
             sections,
         };
         self.finish(config)
+    }
+
+    /// What the file with the limits says.
+    fn allowances(&mut self, sections: &Sections) -> Allowances {
+        let Some(path) = &sections.limits.limits_file else { return Allowances::default() };
+        limits_file::read(path).unwrap_or_else(|reason| {
+            let place = Place::Together(vec!["limits.limits_file".to_owned()]);
+            self.problems.push(Problem::new(place, Fault::Invalid(format!("{}: {reason}", path.display()))));
+            Allowances::default()
+        })
     }
 
     /// Adds what can only be seen with everything together.

@@ -9,6 +9,7 @@
 
 mod check;
 mod file;
+mod limits_file;
 mod load;
 mod problem;
 mod reference;
@@ -27,6 +28,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use smg_base::ModelId;
 use smg_fleet::{Origin, WorkerSpec};
 
+pub use limits_file::Allowances;
 pub use load::{Flags, Inputs};
 pub use problem::{ConfigErrors, Fault, Place, Problem};
 pub use reference::reference;
@@ -48,6 +50,8 @@ pub struct Config {
     pub models: Vec<ModelSettings>,
     /// Client-facing names and the models they stand for, from `--model-alias` and `[[models]]`.
     pub aliases: BTreeMap<ModelId, ModelId>,
+    /// What callers may use and what it costs, from `limits_file`.
+    pub allowances: Allowances,
     /// The file that was read, if any.
     pub file: Option<PathBuf>,
     /// What the operator should know though it stops nothing.

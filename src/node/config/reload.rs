@@ -4,8 +4,14 @@ use super::{Config, Entry, ModelSettings};
 
 /// The settings, and the sections (with a dot at their end), that take effect without a restart; everything else is
 /// fixed when the node starts.
-const LIVE: [&str; 36] = [
+const LIVE: [&str; 44] = [
     "admission.",
+    "auth.isolate_caches",
+    "auth.keys_file",
+    "auth.require_key",
+    "auth.tenant_header_name",
+    "auth.trust_tenant_header",
+    "auth.trusted_proxies",
     "compatibility.",
     "circuit_breaker.",
     "fleet.backend",
@@ -21,8 +27,10 @@ const LIVE: [&str; 36] = [
     "health.health_failure_threshold",
     "health.health_success_threshold",
     "limits.buffered_answer_max",
+    "limits.limits_file",
     "limits.max_concurrent_requests",
     "limits.max_payload_size",
+    "limits.output_tokens_reserved",
     "limits.queue_size",
     "limits.queue_timeout_secs",
     "limits.rate_limit_tokens_per_second",

@@ -39,6 +39,8 @@ fn stage() -> Stage {
         hash_seed: 0,
         prompt_tokens: None,
         prefix_page: None,
+        identity: smg_gateway::Identity::of_nobody(clock.clone()),
+        limiter: Arc::new(smg_limits::Limiter::new(smg_limits::LimiterConfig::default())),
     };
     let gateway = Gateway::new(smg_gateway::Config::default(), smg_gateway::Settings::default(), parts);
     let flags = crate::config::Flags::default();
@@ -50,7 +52,7 @@ fn stage() -> Stage {
         link: link.clone(),
         known: known.clone(),
         fleet: fleet.clone(),
-        live: Arc::new(Live::new(gateway.clone(), fleet.clone(), &config)),
+        live: Arc::new(Live::new(gateway.clone(), fleet.clone(), crate::auth::Keys::of_nobody(clock.clone()), &config)),
         gateway,
         clock: clock.clone(),
         scope: "here".to_owned(),

@@ -30,7 +30,7 @@ use tokio::sync::watch;
 pub(crate) use bridge::Declared;
 pub(crate) use known::Known;
 pub(crate) use link::Link;
-pub(crate) use setup::{Surroundings, name, open, scope};
+pub(crate) use setup::{Surroundings, name, open, scope, state_folder};
 pub(crate) use shared::Shared;
 
 use self::{bridge::Bridge, cluster::MeshCluster, link::MeshPeers};

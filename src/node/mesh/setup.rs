@@ -179,7 +179,7 @@ fn open_journal(folder: &Path) -> Result<smg_store::Journal, smg_store::Error> {
 }
 
 /// The user's folder for state (XDG Base Directory Specification).
-fn state_folder(env: &BTreeMap<String, String>) -> Option<PathBuf> {
+pub(crate) fn state_folder(env: &BTreeMap<String, String>) -> Option<PathBuf> {
     let set = |name: &str| env.get(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let folder = set("XDG_STATE_HOME").or_else(|| set("HOME").map(|home| home.join(".local/state")));
     folder.filter(|folder| folder.is_absolute()).map(|folder| folder.join("smg"))

@@ -1,9 +1,10 @@
-//! Settings that all nodes share: aliases, policies, sticky keys, revoked keys. Flags and files only seed them.
+//! Settings that all nodes share: aliases, policies, sticky keys, keys of callers and operators, revoked keys. Flags and files only seed them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use serde_json::Value;
+use smg_auth::KeyRecord;
 use smg_base::{ModelId, WorkerId};
 use smg_gateway::{ClusterError, KeyHash, SharedKey};
 use smg_routing::PolicyKind;
@@ -17,6 +18,8 @@ pub(crate) struct Shared {
     pub(crate) policies: BTreeMap<ModelId, PolicyKind>,
     /// Workers by routing key.
     pub(crate) sticky: BTreeMap<String, WorkerId>,
+    /// Keys that the admin API has made, by their ids.
+    pub(crate) keys: BTreeMap<String, KeyRecord>,
     /// Hashes of keys that are let in no more.
     pub(crate) revoked: BTreeSet<KeyHash>,
 }
@@ -27,17 +30,19 @@ enum Section {
     Alias,
     Policy,
     Sticky,
+    Key,
     Revoked,
 }
 
 impl Section {
-    const ALL: [Self; 4] = [Self::Alias, Self::Policy, Self::Sticky, Self::Revoked];
+    const ALL: [Self; 5] = [Self::Alias, Self::Policy, Self::Sticky, Self::Key, Self::Revoked];
 
     const fn as_str(self) -> &'static str {
         match self {
             Self::Alias => "alias",
             Self::Policy => "policy",
             Self::Sticky => "sticky",
+            Self::Key => "key",
             Self::Revoked => "revoked",
         }
     }
@@ -58,6 +63,7 @@ impl Section {
             Self::Sticky if text.parse::<WorkerId>().is_err() => {
                 "a sticky key leads to a worker, given by its id or url"
             }
+            Self::Key if key_record(name, value).is_none() => "a key is given by its record; make one at /keys",
             Self::Revoked if value != &Value::Bool(true) => "a revocation is true",
             Self::Revoked if name.parse::<KeyHash>().is_err() => {
                 "a revoked key is named by the SHA-256 of it, in 64 hexadecimal digits"
@@ -77,6 +83,12 @@ pub(crate) fn checked(key: &SharedKey, value: Option<&Value>) -> Result<(String,
         return Err(ClusterError::Revoked);
     }
     Ok((format!("{}/{}", key.section, key.name), value.map(|value| value.to_string().into())))
+}
+
+/// The record of the key with this id.
+fn key_record(id: &str, value: &Value) -> Option<KeyRecord> {
+    let record: KeyRecord = serde_json::from_value(value.clone()).ok()?;
+    (record.id.as_str() == id && record.check().is_ok()).then_some(record)
 }
 
 /// Where an alias is shared.
@@ -116,6 +128,9 @@ impl Shared {
             }
             Section::Sticky => {
                 self.sticky.extend(text.and_then(|text| text.parse().ok()).map(|worker| (name.to_owned(), worker)));
+            }
+            Section::Key => {
+                self.keys.extend(value.and_then(|value| key_record(name, value)).map(|key| (name.to_owned(), key)));
             }
             Section::Revoked => self.revoked.extend(value.and_then(|_| name.parse::<KeyHash>().ok())),
         }

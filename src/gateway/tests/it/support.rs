@@ -140,6 +140,8 @@ impl Node {
             hash_seed: 7,
             prompt_tokens,
             prefix_page: None,
+            identity: smg_gateway::Identity::of_nobody(clock.clone()),
+            limiter: Arc::new(smg_limits::Limiter::new(smg_limits::LimiterConfig::default())),
         };
         let mut settings = Settings { admin_access: AdminAccess::Anyone, ..Settings::default() };
         change(&mut settings);

@@ -85,6 +85,13 @@ pub struct Limits {
     /// the number in progress.
     #[arg(long, value_parser = not_negative)]
     pub rate_limit_tokens_per_second: Option<f64>,
+    /// File with what tenants, keys and models may use, and what tokens cost, in TOML; read again when it changes. All nodes
+    /// of a mesh should have the same.
+    #[arg(long, value_name = "FILE")]
+    pub limits_file: Option<PathBuf>,
+    /// Output tokens that a request is charged until its end is known, if it does not say how many it wants at most.
+    #[arg(long, default_value_t = 1_024)]
+    pub output_tokens_reserved: u64,
     /// Largest answer that is held back until it is whole, so that one that breaks becomes a clean error.
     #[arg(long, default_value = "1MiB")]
     pub buffered_answer_max: ByteSize,

@@ -7,6 +7,7 @@
 //! separated by commas.
 
 mod admission;
+mod auth;
 mod edge;
 mod mesh;
 mod operation;
@@ -16,6 +17,7 @@ mod workers;
 use clap::Args;
 
 pub use admission::{Admission, ClassTerms, NotTerms};
+pub use auth::{Auth, Isolation};
 pub use edge::{AdminAccess, Limits, Listener, Security, Tls};
 pub use mesh::Mesh;
 pub use operation::{AccessLog, Compatibility, LogFormat, Logging, Metrics, Node, Tracing};
@@ -58,6 +60,9 @@ pub struct Sections {
     /// Who may do what.
     #[command(flatten)]
     pub security: Security,
+    /// Who callers and operators are.
+    #[command(flatten)]
+    pub auth: Auth,
     /// Encryption towards clients.
     #[command(flatten)]
     pub tls: Tls,

@@ -1,0 +1,94 @@
+//! What operators did, or tried to do: taken down as it happens, and read again.
+
+use std::sync::Arc;
+
+use axum::extract::{Query, State};
+use http::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use smg_auth::{AuditEntry, Principal};
+use smg_base::RequestId;
+use smg_infer::{Failure, FailureCode};
+
+use super::Answer;
+use crate::{access::Visit, app::Gateway};
+
+/// What a request changed. Handlers leave it with their answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Change {
+    pub(crate) target: String,
+    pub(crate) before: Value,
+    pub(crate) after: Value,
+}
+
+/// What an operator wants, known before it is done.
+#[derive(Clone, Debug)]
+pub(crate) struct Attempt {
+    method: Method,
+    path: String,
+    address: String,
+    request_id: RequestId,
+}
+
+/// Entries shown if nothing else is asked for, and at most.
+const SHOWN: usize = 100;
+const SHOWN_MAX: usize = 1_000;
+
+/// What `GET /audit` can be asked for.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Range {
+    limit: Option<usize>,
+}
+
+/// The newest entries, the newest first.
+pub(crate) async fn list(State(gateway): State<Arc<Gateway>>, Query(range): Query<Range>) -> Answer {
+    let Some(audit) = &gateway.access.audit else {
+        return Failure::new(FailureCode::NotFound, "nothing is taken down; --audit-log names a file").into();
+    };
+    let limit = range.limit.unwrap_or(SHOWN).min(SHOWN_MAX);
+    Answer::ok(&json!({ "entries": audit.newest(limit) }))
+}
+
+impl Attempt {
+    /// What is wanted, if it changes something.
+    pub(crate) fn of(visit: Visit<'_>, path: &str, request_id: RequestId) -> Option<Self> {
+        let changes = !matches!(*visit.method, Method::GET | Method::HEAD | Method::OPTIONS);
+        changes.then(|| Self {
+            method: visit.method.clone(),
+            path: path.chars().take(200).collect(),
+            address: visit.peer.map_or_else(String::new, |peer| peer.0.ip().to_string()),
+            request_id,
+        })
+    }
+
+    /// Takes down that it was refused at the door.
+    pub(crate) fn denied(self, gateway: &Gateway, reason: &'static str) {
+        self.write(gateway, "nobody known", None, format!("denied: {reason}"));
+    }
+
+    /// Takes down how it ended.
+    pub(crate) fn ended(self, gateway: &Gateway, who: &Principal, status: StatusCode, change: Option<&Change>) {
+        let who = match &who.key {
+            Some(key) => format!("{} ({key})", who.name),
+            None => who.name.to_string(),
+        };
+        let outcome = if status.is_success() { "done".to_owned() } else { format!("refused: {}", status.as_u16()) };
+        self.write(gateway, &who, change, outcome);
+    }
+
+    fn write(self, gateway: &Gateway, who: &str, change: Option<&Change>, outcome: String) {
+        let Some(audit) = &gateway.access.audit else { return };
+        audit.record(AuditEntry {
+            at: gateway.clock.unix_ms(),
+            who: who.to_owned(),
+            door: "admin".to_owned(),
+            action: format!("{} {}", self.method, self.path),
+            target: change.map(|change| change.target.clone()).unwrap_or_default(),
+            before: change.map(|change| change.before.clone()).unwrap_or_default(),
+            after: change.map(|change| change.after.clone()).unwrap_or_default(),
+            outcome,
+            request_id: self.request_id.to_string(),
+            address: self.address,
+        });
+    }
+}
