@@ -16,14 +16,20 @@ use crate::Outcome;
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Rates {
-    prefill: AtomicU64,
     errors: AtomicU64,
-    gap: AtomicU64,
-    ttft: AtomicU64,
-    /// The bits of what follows from `prefill`, and of its weight; as of an observation earlier, if two were made at once.
+    /// The bits of what follows from the prefills, and of its weight; as of an observation earlier, if two were made at once.
     speed: AtomicU64,
     /// Tokens, and when they were as many.
     taken_in: AtomicU64,
+    prefill: AtomicU64,
+    answers: Box<Answers>,
+}
+
+/// What decisions do not read, or seldom.
+#[derive(Debug, Default)]
+struct Answers {
+    gap: AtomicU64,
+    ttft: AtomicU64,
 }
 
 /// How fast a worker computes prompts, going by what it took so far.
@@ -64,7 +70,7 @@ impl Rates {
     #[expect(clippy::cast_precision_loss, reason = "an average needs no more than seven digits")]
     pub fn observe_ttft(&self, tokens: u64, ahead: u64, ttft: Duration) {
         let seconds = ttft.as_secs_f32();
-        change(&self.ttft, |word| average(word, seconds));
+        change(&self.answers.ttft, |word| average(word, seconds));
         if tokens >= PREFILL_TOKENS_MIN && tokens >= ahead && seconds > 0.0 {
             let tokens = tokens + ahead;
             // Two fading sums instead of an average of ratios: long prompts weigh by their length.
@@ -90,7 +96,7 @@ impl Rates {
 
     /// Time between two tokens of one request.
     pub fn observe_gap(&self, gap: Duration) {
-        change(&self.gap, |word| average(word, gap.as_secs_f32()));
+        change(&self.answers.gap, |word| average(word, gap.as_secs_f32()));
     }
 
     /// A request ended at `now`.
@@ -128,12 +134,12 @@ impl Rates {
 
     /// Seconds from dispatch to the first token.
     pub fn ttft_seconds(&self) -> Option<f64> {
-        read_average(&self.ttft)
+        read_average(&self.answers.ttft)
     }
 
     /// Seconds between two tokens of one request.
     pub fn gap_seconds(&self) -> Option<f64> {
-        read_average(&self.gap)
+        read_average(&self.answers.gap)
     }
 
     /// The share of requests that fail, in `0.0..=1.0`; zero until one has failed, and fading with time.

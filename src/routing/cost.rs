@@ -145,7 +145,12 @@ const CERTAINTY: f32 = 0.95;
 impl Estimate {
     /// With the parameters of `least_load`.
     pub(crate) fn of_load(config: &PolicyConfig) -> Self {
-        Self { displace_ratio: 0.0, band_seconds: 0.0, band_ratio: 0.0, ..Self::new(config, config.least_load_default_throughput) }
+        Self {
+            displace_ratio: 0.0,
+            band_seconds: 0.0,
+            band_ratio: 0.0,
+            ..Self::new(config, config.least_load_default_throughput)
+        }
     }
 
     /// With the parameters of `cache_aware`.
@@ -281,7 +286,9 @@ impl Work {
 
     /// The part of the cost that depends on the worker's strength.
     fn own(&self) -> f32 {
-        (self.pending_tokens + self.uncached_tokens * (1.0 + self.displaced)) * self.seconds_per_token + self.wait + self.decode
+        (self.pending_tokens + self.uncached_tokens * (1.0 + self.displaced)) * self.seconds_per_token
+            + self.wait
+            + self.decode
     }
 }
 
@@ -339,12 +346,16 @@ mod tests {
     }
 
     fn costs_at(workers: &Workers, now: Timestamp) -> Vec<Cost> {
+        costs_by(&PolicyConfig { displace_ratio: 0.0, ..PolicyConfig::default() }, workers, now)
+    }
+
+    fn costs_by(config: &PolicyConfig, workers: &Workers, now: Timestamp) -> Vec<Cost> {
         let random = smg_base::SplitMix::new(1);
         let ask = Ask { now, input_tokens: 8_000, ..ask(&random) };
         let pool = workers.pool();
         let (mut candidates, mut costs) = (Candidates::default(), Costs::default());
         candidates.gather(&pool, &ask, Offers::Assumed).unwrap();
-        Estimate::of_caches(&PolicyConfig::default()).costs(&candidates, &ask, Cached::NONE, &mut costs);
+        Estimate::of_caches(config).costs(&candidates, &ask, Cached::NONE, &mut costs);
         (0..candidates.len()).map(|index| costs.of(index).unwrap()).collect()
     }
 
@@ -380,6 +391,25 @@ mod tests {
         near(costs_at(&workers, at(61))[2].terms.kv, 0.0);
         workers.state(3).rates.observe_outcome(smg_fleet::Outcome::Failure, at(10));
         near(costs(&workers)[3].terms.error, 0.05 * 2.0);
+    }
+
+    #[test]
+    fn computing_anew_costs_others_most_where_most_was_computed() {
+        let workers = Workers::of(4);
+        let displaced = |workers: &Workers| -> Vec<f32> {
+            costs_by(&PolicyConfig::default(), workers, at(10)).iter().map(|cost| cost.terms.displace).collect()
+        };
+        for seconds in displaced(&workers) {
+            near(seconds, 1.0);
+        }
+        drop(workers.begin(0, 3_000));
+        drop(workers.begin(1, 1_000));
+        let found = displaced(&workers);
+        for (seconds, expected) in found.iter().zip([2.0, 1.0, 0.5, 0.5]) {
+            near(*seconds, expected);
+        }
+        let cost = costs_by(&PolicyConfig::default(), &workers, at(10))[0];
+        near(cost.total, 1.0 + 2.0);
     }
 
     #[test]

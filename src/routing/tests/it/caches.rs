@@ -74,7 +74,8 @@ fn conversations_behind_one_system_prompt_spread() {
     let idle = spread(32_768, 0);
     assert!(idle.contains(&1_600), "a long one is worth to go where it is, as long as that is idle: {idle:?}");
     let busy = spread(32_768, 400);
-    assert!(busy.iter().all(|count| (100..400).contains(count)), "but not when that is busy: {busy:?}");
+    let shared = busy.iter().filter(|count| (100..400).contains(*count)).count();
+    assert!(shared >= 5 && !busy.iter().any(|count| *count >= 400), "but not when that is busy: {busy:?}");
 }
 
 #[test]
@@ -91,7 +92,9 @@ fn a_cache_is_worth_a_queue_up_to_what_it_saves() {
     };
     assert_eq!(with_queue(0, &mut why), holder);
     assert_eq!(with_queue(7_000, &mut why), holder);
-    assert_ne!(with_queue(9_500, &mut why), holder, "to wait would cost more than to start anew");
+    // To start anew would cost others half as much again.
+    assert_eq!(with_queue(11_000, &mut why), holder);
+    assert_ne!(with_queue(14_000, &mut why), holder, "to wait would cost more than to start anew");
     assert_eq!(why.reason(), Reason::CachePlaced);
     assert!(why.workers().iter().any(|worker| worker.worker == id(&pool, holder) && worker.matched_tokens > 7_000));
 }
