@@ -150,7 +150,7 @@ const LONG_FUNCTIONS: &[(&str, &str)] = &[("src/gateway/metrics.rs::new", "one e
 const FILE_LINES_MAX: usize = 800;
 const FUNCTION_LINES_MAX: usize = 100;
 const PARAMETERS_MAX: usize = 6;
-const CRATE_LINES_MAX: usize = 8_000;
+const CRATE_LINES_MAX: usize = 9_000;
 /// Packages in `Cargo.lock`, ours included: each one is built, read by licence checks, and trusted.
 const LOCKED_PACKAGES_MAX: usize = 440;
 const FILE_BYTES_MAX: u64 = 1 << 20;

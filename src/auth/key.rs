@@ -252,7 +252,7 @@ mod tests {
         let text = serde_json::to_string(&record).expect("it is a value");
         assert!(!text.contains(key.expose()));
         assert_eq!(serde_json::from_str::<KeyRecord>(&text).expect("it was written"), record);
-        assert_eq!(record.clone().of_key(&Secret::new("sk-short")).prefix, "sk");
+        assert_eq!(record.of_key(&Secret::new("sk-short")).prefix, "sk");
     }
 
     #[test]

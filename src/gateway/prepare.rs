@@ -131,7 +131,6 @@ pub(crate) async fn prepare(
     };
     let replay = replay_of(endpoint, &head.headers, plan.retry.replays);
     let previous = peek.previous_response_id.as_deref().map(str::to_owned);
-    let is_apart = gateway.access.isolates(settings);
     let answer =
         AnswerSettings { buffer_bytes_max: settings.buffered_answer_bytes_max.as_usize(), debug_headers, hide_usage };
     let salted = salt.as_deref().filter(|_| hop.is_none());
@@ -154,7 +153,7 @@ pub(crate) async fn prepare(
         _permit: permit,
     };
     if prepared.hop.is_none() {
-        prepared.follow(gateway, previous.as_deref(), is_apart).await?;
+        prepared.follow(gateway, settings, previous.as_deref()).await?;
     }
     Ok(prepared)
 }
@@ -170,9 +169,10 @@ impl Prepared {
     async fn follow(
         &mut self,
         gateway: &Gateway,
+        settings: &Settings,
         previous_response_id: Option<&str>,
-        is_apart: bool,
     ) -> Result<(), Failure> {
+        let is_apart = gateway.access.isolates(settings);
         let Some(id) = previous_response_id.filter(|_| is_apart || self.hints.target.is_none()) else {
             return Ok(());
         };

@@ -61,6 +61,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn amounts_are_rounded_up_by_little(amount in 0..1_u64 << 57) {
             let compact = Compact::up(amount).amount();

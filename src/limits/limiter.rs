@@ -24,7 +24,7 @@ use crate::{
 /// Parts of the table: enough that two requests seldom want one lock.
 const SHARDS: usize = 64;
 /// Counters looked through in each part by one [`Limiter::sweep`].
-const SWEPT: usize = 64;
+const SWEPT: usize = 32;
 /// When to come back where only others can tell when it will do.
 const UNKNOWN: Duration = Duration::from_secs(1);
 
@@ -92,7 +92,7 @@ pub struct Refused {
 #[derive(Debug, Default)]
 #[must_use = "what is not settled is never given back"]
 pub struct Reservation {
-    taken: SmallVec<[Taken; 4]>,
+    taken: SmallVec<[Taken; 6]>,
 }
 
 impl Reservation {
@@ -352,7 +352,6 @@ impl Limiter {
     }
 
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "six bits")]
     pub(crate) fn shard(&self, counter: CounterId) -> &Mutex<Shard> {
         &self.shards[(counter.0 >> 58) as usize % SHARDS]
     }

@@ -311,7 +311,7 @@ fn run(window: Window, steps: Vec<Step>) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_second_holds_more_than_the_limit(steps in prop::collection::vec(step(Window::Second), 1..150)) {

@@ -276,6 +276,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn what_is_written_is_read(amounts in prop::collection::vec(0..1_u64 << 27, SLOTS), tick in any::<u64>()) {
             let written = Written { tick, amounts: amounts.try_into().expect("as many") };

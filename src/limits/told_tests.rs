@@ -188,7 +188,7 @@ fn of_a_node_that_is_gone_only_what_it_used_stays() {
 fn a_subject_that_has_not_come_here_is_kept_and_bounded() {
     let rule = rule(Mode::Shared);
     let limiter = Limiter::new(LimiterConfig { counters_max: 80, is_meshed: true, ..LimiterConfig::default() });
-    let rules = Rules::new(vec![rule.clone()]).expect("a sound rule");
+    let rules = Rules::new(vec![rule]).expect("a sound rule");
     for tenant in 0..1_000 {
         let tenant = tenant.to_string();
         let counter = rules.of(&Subject { tenant: &tenant, ..SUBJECT })[0].counter;

@@ -101,8 +101,8 @@ mod tests {
             let path = path(&config.expect("it is sound"), &env, "a/b");
             assert_eq!(path, expected.map(PathBuf::from), "{flags:?}");
         };
-        check(&[], Some("/home/u"), None);
+        check(&[], Some("/u"), None);
         check(&[("data_dir", "/data")], None, Some("/data/usage-a_b.json"));
-        check(&[("enable_mesh", "true")], Some("/home/u"), Some("/home/u/.local/state/smg/usage-a_b.json"));
+        check(&[("enable_mesh", "true")], Some("/u"), Some("/u/.local/state/smg/usage-a_b.json"));
     }
 }

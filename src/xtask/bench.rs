@@ -8,7 +8,7 @@ use crate::{report, tools};
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Run one benchmark only: routing, prefix, tokens, mesh or overhead
+    /// Run one benchmark only: routing, prefix, tokens, limits, mesh or overhead
     #[arg(long)]
     only: Option<String>,
     /// A few seconds each, to see that they work
@@ -26,6 +26,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
             bench("routing", options)?;
             prefix(options)?;
             bench("tokens", options)?;
+            bench("limits", options)?;
             mesh(options)?;
             bench("overhead", options)
         }

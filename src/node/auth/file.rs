@@ -88,7 +88,7 @@ impl WrittenKey {
         record.id = self.id.as_deref().unwrap_or(&self.name).into();
         match (self.hash, self.key) {
             (Some(hash), None) => {
-                record.hash = hash.parse::<smg_gateway::KeyHash>().map_err(|bad| bad.to_string())?.bytes()
+                record.hash = hash.parse::<smg_gateway::KeyHash>().map_err(|bad| bad.to_string())?.bytes();
             }
             (None, Some(key)) => {
                 let key = resolve_secret(key.expose()).map_err(|fault| format!("its key: {fault}"))?;
