@@ -98,7 +98,7 @@ fn bound(mode: &str, nodes: f64, staleness: f64) -> f64 {
     let shared = (1.0 + OVERLOAD as f64 * staleness * (nodes - 1.0) / nodes).min(nodes).min(OVERLOAD as f64);
     match mode {
         "strict" => 1.0,
-        "hybrid" => 1.0 + 0.3 * (shared - 1.0),
+        "hybrid" => shared.min(1.0 + 0.3 * (nodes - 1.0)),
         _ => shared,
     }
 }

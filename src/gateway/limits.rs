@@ -290,6 +290,9 @@ pub(crate) const fn is_own(scope: Scope) -> bool {
 
 /// Whether less of it is left, in parts of the whole.
 fn is_tighter(one: &Standing, other: &Standing) -> bool {
+    if one.limit == 0 || other.limit == 0 {
+        return one.limit < other.limit;
+    }
     u128::from(one.remaining) * u128::from(other.limit) < u128::from(other.remaining) * u128::from(one.limit)
 }
 

@@ -160,7 +160,7 @@ impl Node {
     pub async fn run(self, on_ready: impl FnOnce(SocketAddr) + Send) -> Result<(), Error> {
         let grace = self.config.sections.node.shutdown_grace_period_secs;
         let delay = self.config.sections.node.drain_delay.min(grace / 2);
-        let Services { shutdown, tasks, fleet, clock, gateway, .. } = self.services.clone();
+        let Services { shutdown, tasks, fleet, clock, gateway, limits, .. } = self.services.clone();
         let usage_file = self.usage_file.clone();
         let notifier = Arc::new(systemd::Notifier::from_env());
         let mut signals = signals::Stop::listen().map_err(Error::io("listen for signals"))?;
@@ -202,6 +202,7 @@ impl Node {
             if let Some(path) = &usage_file {
                 usage::save(&gateway, path).await;
             }
+            limits.save().await;
             stragglers
         };
         let stragglers = tokio::select! {

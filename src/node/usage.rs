@@ -103,6 +103,10 @@ mod tests {
         };
         check(&[], Some("/u"), None);
         check(&[("data_dir", "/data")], None, Some("/data/usage-a_b.json"));
-        check(&[("enable_mesh", "true")], Some("/u"), Some("/u/.local/state/smg/usage-a_b.json"));
+        check(
+            &[("enable_mesh", "true"), ("mesh_host", "127.0.0.1")],
+            Some("/u"),
+            Some("/u/.local/state/smg/usage-a_b.json"),
+        );
     }
 }

@@ -182,7 +182,7 @@ fn chat_is_rendered() {
     );
     check(
         r#"{"messages":[{"role":"user","content":"a"},{"role":"user","content":"b"}],"cache_salt":"s"}"#,
-        "§salt|s§user|a|b",
+        "§user|a|b",
     );
     check(
         r#"{"messages":[{"content":"x"},{"role":"assistant","reasoning_content":"hm","content":"y"}]}"#,

@@ -7,10 +7,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use smg_base::{Clock, hash, map::StableMap};
 use smg_limits::{CounterId, Limiter};
 use smg_mesh_proto::Kind;
-use smg_runtime::{Phase, Shutdown};
 use smg_store::{Journal, Row};
 
 /// How often counters are written down, if that takes little time; otherwise so many times as long as it takes.
@@ -113,26 +113,25 @@ pub(super) fn folder(data_dir: Option<&Path>, name: &str) -> Option<PathBuf> {
     data_dir.map(|folder| folder.join(format!("limits-{name}")))
 }
 
-/// Keeps them until the process stops.
-pub(super) async fn run(mut kept: Kept, shutdown: Shutdown) {
+/// The journal, for the task that writes in it and for who writes last.
+pub(super) type Shelf = Arc<Mutex<Option<Kept>>>;
+
+/// Keeps counters until the process stops.
+pub(super) async fn run(shelf: Shelf) {
     let mut wait = EVERY;
-    let mut is_last = false;
-    while !is_last {
-        tokio::select! {
-            () = shutdown.reached(Phase::Stopped) => is_last = true,
-            () = tokio::time::sleep(wait) => {}
-        }
+    loop {
+        tokio::time::sleep(wait).await;
         let begun = Instant::now();
-        let outcome = tokio::task::spawn_blocking(move || {
-            let outcome = kept.keep();
-            (kept, outcome)
-        });
-        let Ok((back, outcome)) = outcome.await else { return };
-        kept = back;
-        if let Err(error) = outcome {
-            tracing::warn!(%error, "what limits count cannot be written down");
-        }
+        keep(shelf.clone()).await;
         wait = EVERY.max(begun.elapsed() * TIMES);
+    }
+}
+
+/// Writes down what has changed, if there is a journal.
+pub(super) async fn keep(shelf: Shelf) {
+    let kept = tokio::task::spawn_blocking(move || shelf.lock().as_mut().map_or(Ok(()), Kept::keep));
+    if let Ok(Err(error)) = kept.await {
+        tracing::warn!(%error, "what limits count cannot be written down");
     }
 }
 

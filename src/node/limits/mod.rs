@@ -30,6 +30,7 @@ pub(crate) struct Limits {
     metrics: LimitMetrics,
     /// Where durable counters are kept without others.
     folder: Option<PathBuf>,
+    kept: kept::Shelf,
 }
 
 impl Limits {
@@ -46,7 +47,7 @@ impl Limits {
         };
         let limiter = Arc::new(Limiter::new(limits));
         let metrics = LimitMetrics::new(registrar, &limiter);
-        Self { limiter, inbox: Arc::default(), others, clock, founders, metrics, folder }
+        Self { limiter, inbox: Arc::default(), others, clock, founders, metrics, folder, kept: Arc::default() }
     }
 
     /// What requests ask, and what takes the rules.
@@ -57,6 +58,11 @@ impl Limits {
     /// Where the mesh leaves news.
     pub(crate) fn inbox(&self) -> Arc<Inbox> {
         Arc::clone(&self.inbox)
+    }
+
+    /// Writes down what is kept without others, once more: when the last request has ended.
+    pub(crate) async fn save(&self) {
+        kept::keep(self.kept.clone()).await;
     }
 
     /// Starts to keep them in step.
@@ -71,7 +77,10 @@ impl Limits {
                 let is_durable = self.limiter.rules().all().iter().any(smg_limits::Rule::is_durable);
                 if let Some(folder) = self.folder.filter(|_| is_durable) {
                     match Kept::open(&folder, self.limiter.clone(), self.clock.clone()) {
-                        Ok(kept) => drop(tasks.spawn(TaskKind::Job, "kept limits", kept::run(kept, shutdown.clone()))),
+                        Ok(kept) => {
+                            *self.kept.lock() = Some(kept);
+                            tasks.spawn(TaskKind::Background, "kept limits", kept::run(self.kept));
+                        }
                         Err(error) => tracing::error!(%error, "budgets are not kept over a restart"),
                     }
                 }
