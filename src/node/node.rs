@@ -185,8 +185,15 @@ impl Node {
             }
         };
         // Load balancers need time to see that this node is not ready; a second signal cuts it short.
-        let waited = async { tokio::join!(told, tokio::time::sleep(delay)) };
+        let passed = async {
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+        };
+        let waited = async { tokio::join!(told, passed) };
         tokio::select! {
+            // Where there is nothing to wait for, a second signal is meant for what comes next.
+            biased;
             _ = waited => {}
             _ = signals.next() => {}
             () = shutdown.reached(Phase::Closing) => {}
@@ -506,6 +513,8 @@ pub fn metrics_reference() -> Vec<smg_runtime::metrics::Description> {
         return Vec::new();
     };
     let gate = Arc::new(Gate::new(smg_admission::Config::default(), clock.clone(), &registrar));
+    let limiter = Arc::new(smg_limits::Limiter::new(smg_limits::LimiterConfig::default()));
+    crate::limits::describe(&registrar, &limiter);
     let parts = Parts {
         fleet: fleet.clone(),
         upstream,
@@ -519,7 +528,7 @@ pub fn metrics_reference() -> Vec<smg_runtime::metrics::Description> {
         prompt_tokens: None,
         prefix_page: None,
         identity: Identity::of_nobody(clock.clone()),
-        limiter: Arc::new(smg_limits::Limiter::new(smg_limits::LimiterConfig::default())),
+        limiter,
     };
     let gateway = Gateway::new(smg_gateway::Config::default(), smg_gateway::Settings::default(), parts);
     fleet_metrics::register(&registrar, &fleet, &gateway, clock, EngineLoads::Shown);

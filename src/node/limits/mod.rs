@@ -90,6 +90,11 @@ impl Limits {
     }
 }
 
+/// Registers the metrics, for the reference page.
+pub(crate) fn describe(registrar: &Registrar, limiter: &Arc<Limiter>) {
+    let _metrics = LimitMetrics::new(registrar, limiter);
+}
+
 /// How many nodes have to be there before rights are divided for the first time: a majority of those that are listed, and never one by
 /// itself that knows of others. A node that has lost its disk and does not reach the others would otherwise take all for its own.
 fn founders(config: &Config) -> usize {
