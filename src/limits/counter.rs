@@ -8,7 +8,7 @@ use crate::{
     compact::Compact,
     rule::Window,
     rules::CounterId,
-    stance::{Allowance, Slot},
+    stance::{Allowance, Share, Slot},
 };
 
 /// A window is cut into one slot less than a ring has: a window that begins inside a slot touches one more, and that counts
@@ -155,6 +155,16 @@ pub(crate) struct Counter {
     ring: [Compact; SLOTS],
 }
 
+/// Whether a charge fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fit {
+    Fits,
+    /// It does when the others have heard what this node took before it.
+    Untold,
+    /// It does not.
+    Full,
+}
+
 /// What a place in the table holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -218,10 +228,34 @@ impl Counter {
 
     /// Whether `charge` fits.
     #[inline]
-    pub(crate) fn fits(&self, charge: u64, allowance: Allowance, tick: u32) -> bool {
-        let others = if self.heard.is_empty() { 0 } else { self.others(tick).shared };
-        let room = allowance.own.saturating_add(allowance.shared.saturating_sub(others));
-        self.total.saturating_add(charge) <= room
+    pub(crate) fn fits(&self, charge: u64, allowance: Allowance, moment: Moment) -> Fit {
+        let others = if self.heard.is_empty() { 0 } else { self.others(moment.short_tick(self.id.window())).shared };
+        let left = allowance.shared.saturating_sub(others);
+        let total = self.total.saturating_add(charge);
+        if total > allowance.own.saturating_add(left) {
+            return Fit::Full;
+        }
+        match allowance.portion {
+            Some(portion) if total > allowance.own => self.fits_portion(total, left, allowance.own, portion, moment),
+            _ => Fit::Fits,
+        }
+    }
+
+    /// Whether what would be taken of `left` before the others hear of it is no more than a portion.
+    fn fits_portion(&self, total: u64, left: u64, own: u64, portion: Share, moment: Moment) -> Fit {
+        // Before anybody can have heard of this node it takes all of them for busy, later those of which it heard.
+        let unheard = if self.told.is_zero() { u64::from(portion.members) } else { 1 };
+        let nodes = unheard.max(self.heard.len() as u64 + 1);
+        // What the others know that this node took counts for them already, also while it has passed here.
+        let known = self.told.amount().max(own);
+        let portion_of_left = left.saturating_sub(known - own) / nodes;
+        let untold = total.saturating_sub(known);
+        // What is too little to be portioned, or too large a charge, goes to one of them after the other.
+        if untold <= portion_of_left || nodes == 1 || self.total <= known && portion.has_turn(moment.nanos) {
+            Fit::Fits
+        } else {
+            Fit::Untold
+        }
     }
 
     /// Takes `amount` in the newest slot.

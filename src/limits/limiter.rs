@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use smg_base::{Timestamp, map::StableMap};
 
 use crate::{
-    counter::Moment,
+    counter::{Fit, Moment},
     rule::{Dimension, Rule},
     rules::{Applied, CounterId, Rules, Subject},
     shard::{Shard, Telling},
@@ -27,6 +27,8 @@ const SHARDS: usize = 64;
 const SWEPT: usize = 32;
 /// When to come back where only others can tell when it will do.
 const UNKNOWN: Duration = Duration::from_secs(1);
+/// When to come back where others have to hear something first.
+const TOLD: Duration = Duration::from_millis(50);
 
 /// How large a limiter may become, and where its time begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,13 +254,17 @@ impl Limiter {
         }
         counter.advance(tick);
         let allowance = stance.allowance(rule, counter.lent, moment.now);
-        if counter.fits(amount, allowance, tick) {
+        let fit = counter.fits(amount, allowance, moment);
+        if fit == Fit::Fits {
             counter.take(amount);
             let tick = counter.tick();
             shard.mark(place, self.telling());
             return Ok(Taken { counter: applied.counter, amount, place, tick, dimension: rule.dimension });
         }
-        let retry_after = counter.fits_in(amount, allowance, moment).unwrap_or(UNKNOWN);
+        let retry_after = match fit {
+            Fit::Untold => TOLD,
+            Fit::Fits | Fit::Full => counter.fits_in(amount, allowance, moment).unwrap_or(UNKNOWN),
+        };
         let is_wanting = rule.rights() > 0;
         if is_wanting {
             counter.want(amount);

@@ -63,9 +63,20 @@ pub struct Allowance {
     pub own: u64,
     /// The part that everybody spends.
     pub shared: u64,
+    /// Whose portion of what is left of `shared` this node may take until the others have heard of it; none where it is not
+    /// portioned.
+    pub portion: Option<Share>,
 }
 
 impl Share {
+    /// Whether it is the node's turn, which goes round with time.
+    pub(crate) fn has_turn(self, nanos: u64) -> bool {
+        nanos / Self::TURN_NANOS % u64::from(self.members.max(1)) == u64::from(self.rank)
+    }
+
+    /// Longer than news of another node takes.
+    const TURN_NANOS: u64 = 64_000_000;
+
     /// The part of `rights`: they are divided evenly, what remains goes to the first in rank.
     pub fn of(self, rights: u64) -> u64 {
         let members = u64::from(self.members.max(1));
@@ -87,7 +98,8 @@ impl Stance {
 
     /// What a node that stands so may take by `rule`, `lent` being what it was lent of others' rights (negative: lent away or owed).
     pub fn allowance(&self, rule: &Rule, lent: i64, now: Timestamp) -> Allowance {
-        let own = match self.shares[Self::class(rule.window)] {
+        let share = self.shares[Self::class(rule.window)];
+        let own = match share {
             Some(share) if now < self.rights_until => share.of(rule.rights()).saturating_add_signed(lent),
             _ => 0,
         };
@@ -96,7 +108,13 @@ impl Stance {
             (Some(_), OnSplit::FailClosed) => 0,
             (Some(split), OnSplit::KeepShare) => split.part(rule.shared()),
         };
-        Allowance { own, shared }
+        // Who spends rights first comes to the shared part with all that is asked of it, not with its share of that: unportioned, news
+        // that is late would cost as much as if everything was shared.
+        let portion = match rule.mode {
+            Mode::Hybrid => Some(share.unwrap_or(Share { rank: 0, members: 1 })),
+            Mode::Shared | Mode::Strict => None,
+        };
+        Allowance { own, shared, portion }
     }
 }
 

@@ -138,8 +138,29 @@ fn hybrid_nodes_spend_rights_first_and_then_what_is_shared() {
     assert_eq!(take(&a, 50, BEGIN), 50);
     assert_eq!(told(&a, BEGIN)[0].1, Slot { used: 50, shared: 15, lasting: 50, wants: 0 });
     b.hear(1, counter(&a), Slot { used: 50, shared: 15, lasting: 50, wants: 0 }, BEGIN);
-    assert_eq!(take(&b, 100, BEGIN), 35 + 15);
+    // Of the 15 that are left it takes half, and half of what is left then, as often as the other hears of it; the last one in its turn.
+    for expected in [35 + 7, 4, 2, 1] {
+        assert_eq!(take(&b, 100, BEGIN), expected);
+        told(&b, BEGIN);
+    }
+    let turns = [0, 64].map(|ms| take(&b, 100, BEGIN + Duration::from_millis(ms)));
+    assert_eq!(turns.iter().sum::<u64>(), 1);
     assert_eq!(remaining(&b, BEGIN), 0);
+}
+
+#[test]
+fn nodes_that_have_not_heard_each_other_take_no_more_of_what_is_shared_than_there_is() {
+    let rule = rule(Mode::Hybrid);
+    let mut sum = 0;
+    for rank in 0..5 {
+        let node = node(&rule);
+        let shares = [Some(Share { rank, members: 5 }); Stance::CLASSES];
+        node.set_stance(Stance { shares, ..Stance::default() });
+        sum += take(&node, 100, BEGIN);
+        let refused = node.reserve(&SUBJECT, &Demand { requests: 1, ..Demand::default() }, BEGIN).unwrap_err();
+        assert!(refused.retry_after < Duration::from_millis(100), "{refused:?}");
+    }
+    assert_eq!(sum, 100);
 }
 
 #[test]

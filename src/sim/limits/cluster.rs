@@ -111,7 +111,7 @@ struct Gateway {
 
 impl Case {
     /// What of the amount may be let in at most while nothing is wrong and what others count is so late, in parts of the limit: for shared
-    /// ones min(λW, N·RW, RW + λτ(N−1)/N), for hybrid ones no more, and at most the shared part of every node.
+    /// ones min(λW, N·RW, RW + λτ(N−1)/N), for hybrid ones three tenths of what that is above the limit.
     #[expect(clippy::cast_precision_loss, reason = "small numbers")]
     pub fn bound(&self, staleness: Duration) -> f64 {
         let nodes = self.nodes as f64;
@@ -120,7 +120,7 @@ impl Case {
         match self.mode {
             Mode::Strict => 1.0,
             Mode::Shared => shared,
-            Mode::Hybrid => shared.min(1.0 + 0.3 * (nodes - 1.0)),
+            Mode::Hybrid => 1.0 + 0.3 * (shared - 1.0),
         }
     }
 
