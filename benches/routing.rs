@@ -14,8 +14,8 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 use smg_base::{Random, SplitMix, Timestamp, WorkerId, hash, map::StableMap};
 use smg_benches::{Table, nanos, nanos_once};
 use smg_fleet::{EngineLoad, Fleet, FleetConfig, HealthConfig, LoadGuard, Origin, Pool, Relaying, WorkerSpec};
-use smg_prefix::{CHUNK_BYTES, Change, Chunker, Found, PrefixIndex, PromptKey, Space};
-use smg_routing::{Ask, Explanation, Policy, PolicyConfig, PolicyKind, Source};
+use smg_prefix::{CHUNK_BYTES, Change, Chunker, Found, PrefixIndex, PromptKey, Source, Space};
+use smg_routing::{Ask, Explanation, Policy, PolicyConfig, PolicyKind};
 
 const TEXT_BYTES: usize = 32 << 10;
 const PATHS: &[&str] = &["/v1/chat/completions"];

@@ -150,9 +150,9 @@ const LONG_FUNCTIONS: &[(&str, &str)] = &[("src/gateway/metrics.rs::new", "one e
 const FILE_LINES_MAX: usize = 800;
 const FUNCTION_LINES_MAX: usize = 100;
 const PARAMETERS_MAX: usize = 6;
-const CRATE_LINES_MAX: usize = 9_000;
+const CRATE_LINES_MAX: usize = 8_000;
 /// Packages in `Cargo.lock`, ours included: each one is built, read by licence checks, and trusted.
-const LOCKED_PACKAGES_MAX: usize = 440;
+const LOCKED_PACKAGES_MAX: usize = 430;
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Module names that say nothing about what is inside.
@@ -309,9 +309,9 @@ fn files_functions_and_crates_stay_short() {
             let place = relative(&file.path);
             let lines = file.production.lines().filter(|line| !line.trim().is_empty()).count();
             // Files of tests, scenarios among them, are of no weight to the crates that build on this one: they have a bound of
-            // their own.
-            let is_test =
-                place.starts_with("cluster-tests/") || place.contains("/tests/") || place.ends_with("tests.rs");
+            // their own. What scenarios build on is code like any other.
+            let is_scenario = place.starts_with("cluster-tests/") && !place.starts_with("cluster-tests/harness/");
+            let is_test = is_scenario || place.contains("/tests/") || place.ends_with("tests.rs");
             *(if is_test { &mut test_lines } else { &mut crate_lines }) += lines;
             let long = file.production_lines();
             if long > FILE_LINES_MAX && row(LONG_FILES, &place).is_none() {

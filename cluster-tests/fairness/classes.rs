@@ -2,7 +2,7 @@
 
 use smg_mock_worker::{Config, Dialect, Speed};
 
-use crate::harness::{Answer, Ask, Cluster, Stream, on};
+use crate::harness::{Ask, Cluster, Stream, check_refused, on};
 
 const CHAT: &str = "/v1/chat/completions";
 const MESSAGES: &str = "/v1/messages";
@@ -13,15 +13,6 @@ const FLAGS: [&str; 3] =
 
 fn asking(path: &str, stream: Stream, class: &str) -> Ask {
     on(path, "demo", stream).field("X-SMG-Priority", class)
-}
-
-fn check_refused(answer: &Answer, path: &str, (status, code): (u16, &str)) {
-    assert_eq!((answer.status, answer.field("x-smg-error-code")), (status, Some(code)), "{}", answer.text());
-    let wait: u64 = answer.field("retry-after").expect("when to come back").parse().unwrap();
-    assert!((1..=3_600).contains(&wait), "{wait}");
-    let body = answer.value();
-    assert!(body["error"]["message"].is_string(), "{body}");
-    assert_eq!(body["type"] == "error", path == MESSAGES, "{body}");
 }
 
 #[tokio::test]

@@ -2,7 +2,11 @@
 
 use smg_mock_worker::{Config, Entry, MockWorker};
 
-use super::{client::Ask, gateway::Gateway, wait::PATIENCE};
+use super::{
+    client::{Answer, Ask},
+    gateway::Gateway,
+    wait::PATIENCE,
+};
 
 /// A gateway and the engines behind it.
 #[derive(Debug)]
@@ -114,4 +118,14 @@ pub(crate) fn on(path: &str, model: &str, stream: Stream) -> Ask {
 pub(crate) enum Stream {
     Yes,
     No,
+}
+
+/// Checks what somebody is told at `path` who did not get a place: status, code, when to come back, and the shape of the API.
+pub(crate) fn check_refused(answer: &Answer, path: &str, (status, code): (u16, &str)) {
+    assert_eq!((answer.status, answer.field("x-smg-error-code")), (status, Some(code)), "{}", answer.text());
+    let wait: u64 = answer.field("retry-after").expect("when to come back").parse().unwrap();
+    assert!((1..=3_600).contains(&wait), "{wait}");
+    let body = answer.value();
+    assert!(body["error"]["message"].is_string(), "{body}");
+    assert_eq!(body["type"] == "error", path == "/v1/messages", "{body}");
 }

@@ -15,7 +15,7 @@ mod raw;
 mod wait;
 
 pub(crate) use client::{Answer, Ask, Connection, Event, Head, Piece, ask, events};
-pub(crate) use cluster::{Cluster, Stream, caller_id, engine, on, serving};
+pub(crate) use cluster::{Cluster, Stream, caller_id, check_refused, engine, on, serving};
 pub(crate) use gateway::{Gateway, free_port};
 pub(crate) use http2::Http2;
 pub(crate) use lab::{Engine, Lab, new_token, skipped};

@@ -2,19 +2,10 @@
 
 use std::time::Instant;
 
-use crate::harness::{Answer, Cluster, Stream, on};
+use crate::harness::{Cluster, Stream, check_refused, on};
 
 const CHAT: &str = "/v1/chat/completions";
 const MESSAGES: &str = "/v1/messages";
-
-fn check_refused(answer: &Answer, path: &str, (status, code): (u16, &str)) {
-    assert_eq!((answer.status, answer.field("x-smg-error-code")), (status, Some(code)), "{}", answer.text());
-    let wait: u64 = answer.field("retry-after").expect("when to come back").parse().unwrap();
-    assert!((1..=3_600).contains(&wait), "{wait}");
-    let body = answer.value();
-    assert!(body["error"]["message"].is_string(), "{body}");
-    assert_eq!(body["type"] == "error", path == MESSAGES, "{body}");
-}
 
 #[tokio::test]
 async fn a_full_queue_refuses_and_the_queued_are_served_in_turn() {

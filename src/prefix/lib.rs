@@ -23,10 +23,12 @@ mod ledger;
 mod lookup;
 mod memory;
 mod places;
+pub mod plane;
 mod predictor;
 mod recency;
 mod record;
 mod run;
+mod source;
 
 pub use change::{Change, Claim};
 pub use chunk::{CHUNK_BYTES, CHUNK_TOKENS, CHUNKS_MAX, Chunker, HEAD_BYTES, PromptKey, Space, TOKEN_BYTES};
@@ -35,3 +37,4 @@ pub use event::{EngineHash, KvBatch, KvEvent, Namespace, Stored, Tier};
 pub use index::{IndexSize, PrefixIndex};
 pub use lookup::{Found, Held};
 pub use predictor::Predictor;
+pub use source::Source;

@@ -8,13 +8,13 @@
 
 use smg_base::{Random, hash};
 use smg_fleet::Worker;
-use smg_prefix::{CHUNK_TOKENS, Found, Space};
+use smg_prefix::{CHUNK_TOKENS, Found, Source, Space};
 
 use crate::{
     Ask, PolicyConfig, Reason, Seen,
     candidates::{Candidate, Candidates},
     cost::{Cached, Costs, Estimate},
-    known::{Known, Source},
+    known::Known,
     pick::{Choice, Rendezvous},
 };
 

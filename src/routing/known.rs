@@ -9,32 +9,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 use smg_base::{Timestamp, WorkerId, map::StableMap};
-use smg_prefix::{Change, Claim, Found, PrefixIndex};
+use smg_prefix::{Change, Claim, Found, PrefixIndex, Source};
 
 use crate::{claims::Claims, recent::Recent};
-
-/// How it is known what a worker's cache holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Source {
-    /// This gateway predicts it alone, from what it sends there.
-    #[default]
-    Own,
-    /// It is told, as its engine reports it.
-    Fed,
-    /// It is told, as some node predicts it from what all nodes send there and claim.
-    FedAndClaimed,
-}
-
-impl Source {
-    /// The word in answers.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Own => "own",
-            Self::Fed => "events",
-            Self::FedAndClaimed => "predicted",
-        }
-    }
-}
 
 /// Knowledge of one space.
 #[derive(Debug)]

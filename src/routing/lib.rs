@@ -37,6 +37,5 @@ pub use config::{AssignmentMode, PolicyConfig};
 pub use cost::Terms;
 pub use explain::{Considered, Explanation, PathTaken, Reason, Standing};
 pub use kind::{PolicyKind, UnknownPolicy};
-pub use known::Source;
 pub use overrides::Overrides;
 pub use policy::{Policy, Usage};

@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 use smg_base::{Timestamp, WorkerId};
 use smg_fleet::{Pool, Worker, WorkerState};
-use smg_prefix::{Change, Chunker, Claim, PromptKey, Space, TOKEN_BYTES};
+use smg_prefix::{Change, Chunker, Claim, PromptKey, Source, Space, TOKEN_BYTES};
 
 use crate::{
     Ask, AssignmentMode, Explanation, NoChoice, Overrides, PolicyConfig, PolicyKind, Reason, Seen, Standing,
@@ -14,7 +14,7 @@ use crate::{
     cache_aware::CacheAware,
     candidates::{Candidate, Candidates, Offers, standing},
     cost::{Cached, Costs, Estimate},
-    known::{Known, Source},
+    known::Known,
     learned::BytesPerToken,
     pick::{self, Choice, Rendezvous},
     sticky::{Kept, Sticky},

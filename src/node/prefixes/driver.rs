@@ -11,6 +11,7 @@ use smg_base::{Clock, ModelId, Timestamp, WorkerId, hash};
 use smg_fleet::{Fleet, KvEndpoint, KvEventsSpec, Snapshot};
 use smg_gateway::{Gateway, Standing};
 use smg_mesh_proto::{Kind, Op};
+use smg_prefix::plane::{Effect, Events, Plane, Stream};
 use smg_routing::Policy;
 use smg_runtime::{Phase, Receiver, Sender, TaskKind, Tasks};
 use smg_upstream::{
@@ -22,12 +23,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{
-    inbox::Inbox,
-    lane::Stream,
-    metrics::PrefixMetrics,
-    plane::{Effect, Events, Plane},
-};
+use super::{inbox::Inbox, metrics::PrefixMetrics, peer_of};
 use crate::mesh::{Known, Link};
 
 /// How long nothing is looked at while nobody says that there is something.
@@ -175,7 +171,8 @@ impl Driver {
             self.placed = now;
             self.take_reach(&mut plane, &snapshot, now);
         }
-        plane.take_entries(self.parts.inbox.take(), now);
+        let told = self.parts.inbox.take().into_iter().map(|(writer, key, value)| (peer_of(writer), key, value));
+        plane.take_entries(told.collect(), now);
         self.take_claims(&mut plane, &snapshot, now);
         plane.tick(now);
         for effect in plane.take_effects() {
@@ -213,7 +210,7 @@ impl Driver {
     /// Who lives, and who finds out about which worker. Before a node has joined it finds out nothing, for another may be at it.
     fn take_reach(&mut self, plane: &mut Plane, snapshot: &Snapshot, now: Timestamp) {
         let Some(others) = &self.parts.others else { return };
-        let me = others.link.node();
+        let me = peer_of(others.link.node());
         match others.known.standing() {
             Standing::Joining => return,
             Standing::Left => {
@@ -226,10 +223,10 @@ impl Driver {
             Standing::Joined | Standing::Alone | Standing::Draining => {}
         }
         let facts = others.known.facts();
-        let alive = facts.members.values().filter(|member| member.state.is_alive()).map(|member| member.node);
+        let alive = facts.members.values().filter(|member| member.state.is_alive()).map(|member| peer_of(member.node));
         plane.set_alive(alive.collect(), now);
         for (worker, reach) in &facts.reach {
-            plane.set_reach(*worker, reach.home, reach.standby, now);
+            plane.set_reach(*worker, reach.home.map(peer_of), reach.standby.map(peer_of), now);
         }
     }
 

@@ -5,9 +5,8 @@ use std::{collections::BTreeSet, sync::Arc};
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use smg_base::WorkerId;
+use smg_prefix::plane::Plane;
 use smg_runtime::metrics::{Registrar, catch_up};
-
-use super::plane::Plane;
 
 /// Counters and gauges; most are read from the plane when metrics are.
 pub(crate) struct PrefixMetrics {

@@ -1,41 +1,32 @@
 //! What workers' caches hold, found out by one node each and told to all.
 //!
-//! `plane` decides, without clock or sockets: who follows which worker, what is written into this node's lane (`lane`, `segments`,
-//! `claims`), and what policies are fed from the lanes of others (`copy`). `driver` carries it out; `inbox` is where the mesh
-//! leaves news; `page` is what operators see.
+//! `smg_prefix::plane` decides, without clock or sockets: who follows which worker, what is written into this node's lane, and what
+//! policies are fed from the lanes of others. `driver` carries it out; `inbox` is where the mesh leaves news; `page` is what operators
+//! see.
 
-mod claims;
-mod copy;
 mod driver;
 mod inbox;
-mod lane;
 mod metrics;
 mod page;
-mod plane;
 pub(crate) mod prompts;
 pub(crate) mod seed;
-mod segments;
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde_json::Value;
-use smg_base::{Clock, ModelId, Random};
+use smg_base::{Clock, ModelId, PeerId, Random};
 use smg_fleet::Fleet;
 use smg_gateway::Gateway;
 use smg_mesh_proto::NodeId;
+use smg_prefix::plane::{Plane, Sharing};
 use smg_routing::Policy;
 use smg_runtime::{TaskKind, Tasks, channel, entropy, metrics::Registrar};
 use smg_upstream::Upstream;
 
 pub(crate) use self::{driver::Others, inbox::Inbox};
 
-use self::{
-    driver::Driver,
-    metrics::PrefixMetrics,
-    page::Look,
-    plane::{Plane, Sharing},
-};
+use self::{driver::Driver, metrics::PrefixMetrics, page::Look};
 
 /// News of engines that may wait.
 const NEWS_MAX: usize = 1_024;
@@ -54,8 +45,8 @@ impl Prefixes {
     /// Nothing known yet. `seed` is the one that prompts are hashed with.
     pub(crate) fn new(seed: u64, fleet: Arc<Fleet>, others: Option<Others>, registrar: &Registrar) -> Self {
         let (me, sharing) = match &others {
-            Some(others) => (others.link.node(), Sharing::Mesh),
-            None => (NodeId::of("this node"), Sharing::Alone),
+            Some(others) => (peer_of(others.link.node()), Sharing::Mesh),
+            None => (peer_of(NodeId::of("this node")), Sharing::Alone),
         };
         let run = u32::try_from(entropy().below(1 << 32)).unwrap_or_default();
         let plane = Arc::new(Mutex::new(Plane::new(me, sharing, seed, run)));
@@ -71,8 +62,8 @@ impl Prefixes {
     /// What operators may look at.
     pub(crate) fn page(&self, policies: &[(ModelId, Arc<Policy>)]) -> Value {
         let reports = self.plane.lock().report();
-        let name = |node: NodeId| match &self.others {
-            Some(others) => others.known.facts().name(node),
+        let name = |node: PeerId| match &self.others {
+            Some(others) => others.known.facts().name(NodeId::from_u128(node.0)),
             None => "this node".to_owned(),
         };
         page::page(&reports, &Look { fleet: &self.fleet, metrics: &self.metrics, policies, name: &name })
@@ -101,4 +92,9 @@ impl Prefixes {
         });
         tasks.spawn(TaskKind::Background, "prefixes", driver.run());
     }
+}
+
+/// A node, to those who know nothing of the mesh.
+fn peer_of(node: NodeId) -> PeerId {
+    PeerId(node.as_u128())
 }

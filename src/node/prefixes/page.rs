@@ -3,24 +3,22 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use smg_base::ModelId;
+use smg_base::{ModelId, PeerId};
 use smg_fleet::Fleet;
-use smg_mesh_proto::NodeId;
-use smg_prefix::Space;
-use smg_routing::Policy;
-
-use super::{
-    driver::model_hash,
-    metrics::PrefixMetrics,
+use smg_prefix::{
+    Space,
     plane::{Events, WorkerReport},
 };
+use smg_routing::Policy;
+
+use super::{driver::model_hash, metrics::PrefixMetrics};
 
 /// What a page is made from.
 pub(super) struct Look<'a> {
     pub(super) fleet: &'a Fleet,
     pub(super) metrics: &'a PrefixMetrics,
     pub(super) policies: &'a [(ModelId, Arc<Policy>)],
-    pub(super) name: &'a dyn Fn(NodeId) -> String,
+    pub(super) name: &'a dyn Fn(PeerId) -> String,
 }
 
 /// Every worker, with each model and space of which anything is known.
@@ -31,7 +29,7 @@ pub(super) fn page(reports: &[WorkerReport], look: &Look<'_>) -> Value {
 fn rows(report: &WorkerReport, look: &Look<'_>) -> Vec<Value> {
     let snapshot = look.fleet.snapshot();
     let url = snapshot.worker(report.worker).map(|worker| worker.spec.url.to_string());
-    let name = |node: Option<NodeId>| node.map(look.name);
+    let name = |node: Option<PeerId>| node.map(look.name);
     let mut rows = Vec::new();
     for (model, policy) in look.policies {
         let serves =

@@ -6,8 +6,8 @@ use smg_base::{Random, Timestamp, WorkerId};
 use smg_fleet::{
     EngineLoad, Fleet, FleetConfig, HealthConfig, LoadGuard, Origin, PeerLoad, Pool, Relaying, WorkerSpec,
 };
-use smg_prefix::{Change, Claim, Space};
-use smg_routing::{Ask, Explanation, NoChoice, Policy, PolicyConfig, PolicyKind, Seen, Source};
+use smg_prefix::{Change, Claim, Source, Space};
+use smg_routing::{Ask, Explanation, NoChoice, Policy, PolicyConfig, PolicyKind, Seen};
 
 use super::{
     engine::{EngineConfig, Gauges},

@@ -8,8 +8,8 @@ use std::{
 };
 
 use smg_base::{SplitMix, Timestamp, hash};
-use smg_prefix::Predictor;
-use smg_routing::{PolicyConfig, PolicyKind, Source};
+use smg_prefix::{Predictor, Source};
+use smg_routing::{PolicyConfig, PolicyKind};
 
 use super::{
     engine::{Engine, EngineConfig, Gauges, Seen, Work},

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use smg_base::{Random, SplitMix, WorkerId};
 use smg_fleet::Pool;
-use smg_prefix::{CHUNK_TOKENS, Change, Claim, PromptKey, Space, TOKEN_BYTES};
-use smg_routing::{Ask, Explanation, Policy, PolicyKind, Reason, Seen, Source};
+use smg_prefix::{CHUNK_TOKENS, Change, Claim, PromptKey, Source, Space, TOKEN_BYTES};
+use smg_routing::{Ask, Explanation, Policy, PolicyKind, Reason, Seen};
 
 use crate::support::{ask, at, fleet, id, policy, pool};
 

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use smg_base::WorkerId;
-use smg_mesh_proto::NodeId;
-use smg_prefix::{Change, Space};
+use crate::{Change, Space};
+use smg_base::{PeerId, WorkerId};
 
 use super::{Effect, Plane, Role, Used, is_of_events};
-use crate::prefixes::{copy::Copy, lane::Stream, segments::cost};
+use super::{copy::Copy, lane::Stream, segments::cost};
 
 impl Plane {
     /// Goes by the best node for each stream.
@@ -26,7 +25,7 @@ impl Plane {
     fn choose(&mut self, stream: Stream, role: Role) {
         let Some(watched) = self.workers.get(&stream.worker) else { return };
         let ranked = [watched.home, watched.standby].into_iter().flatten().chain(self.alive.iter().copied());
-        let is_good = |node: &NodeId| match *node == self.me {
+        let is_good = |node: &PeerId| match *node == self.me {
             true => watched
                 .own
                 .get(&stream)

@@ -9,9 +9,9 @@
 //!
 //! A stream is a worker (16), a model (8, 0 for all of the worker) and a space (1). All numbers are little-endian.
 
+use crate::{Claim, Space};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use smg_base::WorkerId;
-use smg_prefix::{Claim, Space};
 
 /// The most chunks of one segment: short, so that what is given up at a segment's end costs little to say.
 pub(super) const SEGMENT_CHUNKS_MAX: usize = 32;
@@ -36,11 +36,13 @@ const COMPLETE: u8 = 1;
 
 /// What chunks are about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Stream {
-    pub(crate) worker: WorkerId,
+pub struct Stream {
+    /// Whose content it is.
+    pub worker: WorkerId,
     /// The hash of the model's name; 0 where it is about all models of the worker.
-    pub(crate) model: u64,
-    pub(crate) space: Space,
+    pub model: u64,
+    /// In which space.
+    pub space: Space,
 }
 
 /// What an entry is about.

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::Change;
 use bytes::Bytes;
-use smg_prefix::Change;
 
 use super::lane::{Header, Parent, Segment};
 

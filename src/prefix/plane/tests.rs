@@ -1,7 +1,7 @@
 //! Several nodes' planes that exchange entries late and in parts, while nodes crash and links are cut.
 
+use crate::{EngineHash, Stored};
 use smg_base::{Random, SplitMix, fuzz, hash};
-use smg_prefix::{EngineHash, Stored};
 
 use super::*;
 
@@ -65,7 +65,7 @@ impl Engine {
                     self.blocks.remove(&name);
                     gone.push(EngineHash(name));
                 }
-                KvEvent::Removed { blocks: gone, tier: smg_prefix::Tier::Device, group: 0 }
+                KvEvent::Removed { blocks: gone, tier: crate::Tier::Device, group: 0 }
             }
             _ => {
                 let before = self.blocks.keys().nth(usize::try_from(random.below(20)).unwrap()).copied();
@@ -113,8 +113,8 @@ struct World {
     runs: u64,
 }
 
-fn id(node: usize) -> NodeId {
-    NodeId::of(&format!("n{node}"))
+fn id(node: usize) -> PeerId {
+    PeerId(hash::stable128(format!("n{node}").as_bytes()))
 }
 
 /// Whether anything is new in the world.
@@ -176,14 +176,15 @@ impl World {
 
     /// What the mesh tells a node of who lives and who is home.
     fn tell_reach(&mut self, number: usize) {
-        let alive: BTreeSet<NodeId> =
+        let alive: BTreeSet<PeerId> =
             (0..self.nodes.len()).filter(|other| self.hears(number, *other)).map(id).collect();
         let workers: Vec<WorkerId> = self.engines.keys().chain(&self.predicted).copied().collect();
         let plane = &mut self.nodes[number].plane;
         plane.set_alive(alive.clone(), self.now);
         for worker in workers {
-            let mut ranked: Vec<NodeId> = alive.iter().copied().collect();
-            ranked.sort_by_key(|node| hash::mix(node.score(1), hash::stable64(&worker.as_u128().to_le_bytes())));
+            let mut ranked: Vec<PeerId> = alive.iter().copied().collect();
+            ranked
+                .sort_by_key(|node| hash::stable128(&[node.0.to_le_bytes(), worker.as_u128().to_le_bytes()].concat()));
             plane.set_reach(worker, ranked.first().copied(), ranked.get(1).copied(), self.now);
         }
     }

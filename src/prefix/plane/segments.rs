@@ -5,9 +5,9 @@ use std::{
     time::Duration,
 };
 
+use crate::Change;
 use bytes::Bytes;
 use smg_base::{Timestamp, map::StableMap};
-use smg_prefix::Change;
 
 use super::lane::{Header, Key, Parent, SEGMENT_CHUNKS_MAX, Segment, Stream};
 
@@ -19,7 +19,7 @@ const GROWS_UP_TO: usize = 8;
 const DROP_DELAY: Duration = Duration::from_secs(3);
 
 /// An entry to write.
-pub(super) type Entry = (Bytes, Option<Bytes>);
+pub type Entry = (Bytes, Option<Bytes>);
 
 /// What is held, in segments.
 #[derive(Debug, Default)]

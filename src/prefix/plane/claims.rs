@@ -6,8 +6,8 @@
 
 use std::collections::VecDeque;
 
+use crate::Claim;
 use bytes::Bytes;
-use smg_prefix::Claim;
 
 use super::{
     lane::{Batch, CLAIM_CHUNKS_MAX, CLAIMS_BYTES_MAX, Key, SLOTS, Stream},
@@ -116,8 +116,8 @@ impl Heard {
 
 #[cfg(test)]
 mod tests {
+    use crate::Space;
     use smg_base::WorkerId;
-    use smg_prefix::Space;
 
     use super::*;
 

@@ -4,24 +4,33 @@
 //! too and is silent. A node goes by the best-ranked live node that tells all there is to know, which may be itself. A new home
 //! therefore takes nothing away: the others leave the old one when the new one says that it is complete.
 
+mod choice;
+mod claims;
+mod copy;
+mod lane;
+mod report;
+mod segments;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
+use crate::{Change, Claim, EngineCache, EngineCacheConfig, KvBatch, KvEvent, Predictor, Sequence, Source, Space};
 use bytes::Bytes;
-use smg_base::{Timestamp, WorkerId};
-use smg_mesh_proto::NodeId;
-use smg_prefix::{
-    Change, Claim, EngineCache, EngineCacheConfig, EngineCacheStats, KvBatch, KvEvent, Predictor, Sequence, Space,
-};
-use smg_routing::Source;
+use smg_base::{PeerId, Timestamp, WorkerId};
 
-use super::{
+pub use self::{
+    lane::Stream,
+    report::{Counts, StreamReport, WorkerReport},
+    segments::Entry,
+};
+
+use self::{
     claims::{Heard, Ring},
     copy::{Copy, News, Use},
-    lane::{Header, Key, Stream},
-    segments::{Entry, Segments, cost},
+    lane::{Header, Key},
+    segments::{Segments, cost},
 };
 
 /// How often there is news of what workers hold.
@@ -55,7 +64,7 @@ const CAPACITY_UNKNOWN: u64 = 1 << 16;
 
 /// How a worker tells what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Events {
+pub enum Events {
     /// It does not.
     None,
     /// To all who listen.
@@ -66,7 +75,7 @@ pub(crate) enum Events {
 
 /// Whether content is shared with other nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sharing {
+pub enum Sharing {
     /// There are no other nodes.
     Alone,
     /// This node is one of a mesh.
@@ -75,11 +84,23 @@ pub(crate) enum Sharing {
 
 /// Something that follows.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Effect {
+pub enum Effect {
     /// Policies know a worker in this way from now on.
-    SetSource { worker: WorkerId, space: Space, source: Source },
+    SetSource {
+        /// The worker.
+        worker: WorkerId,
+        /// Of which space.
+        space: Space,
+        /// In which way.
+        source: Source,
+    },
     /// Policies are to apply this.
-    Feed { stream: Stream, change: Change },
+    Feed {
+        /// Whose content it is.
+        stream: Stream,
+        /// What became of it.
+        change: Change,
+    },
     /// An entry of this node's lane.
     Write(Entry),
     /// Begin to follow the events of a worker.
@@ -88,54 +109,14 @@ pub(crate) enum Effect {
     Unfollow(WorkerId),
 }
 
-/// What has been counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) batches: u64,
-    pub(crate) gaps: u64,
-    pub(crate) lost: u64,
-    pub(crate) switches: u64,
-    pub(crate) claims_sent: u64,
-    pub(crate) claims_dropped: u64,
-    /// Entries of claims that were overwritten before they were heard.
-    pub(crate) claims_missed: u64,
-    /// Claims that go on from something that is not held.
-    pub(crate) claims_unknown: u64,
-    pub(crate) bytes_told: u64,
-    pub(crate) refused: u64,
-}
-
-/// How one stream stands.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct StreamReport {
-    pub(crate) stream: Stream,
-    /// Whom this node goes by.
-    pub(crate) by: Option<NodeId>,
-    pub(crate) chunks: usize,
-    pub(crate) is_complete: bool,
-}
-
-/// How one worker stands.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct WorkerReport {
-    pub(crate) worker: WorkerId,
-    pub(crate) events: Events,
-    pub(crate) sources: [(Space, Source); 2],
-    pub(crate) home: Option<NodeId>,
-    pub(crate) standby: Option<NodeId>,
-    /// Whether this node follows its events, and what came of it.
-    pub(crate) cache: Option<EngineCacheStats>,
-    pub(crate) streams: Vec<StreamReport>,
-}
-
 /// What one node knows of what workers hold.
-pub(crate) struct Plane {
-    me: NodeId,
+pub struct Plane {
+    me: PeerId,
     sharing: Sharing,
     seed: u64,
-    alive: BTreeSet<NodeId>,
+    alive: BTreeSet<PeerId>,
     workers: BTreeMap<WorkerId, Watched>,
-    peers: BTreeMap<NodeId, Peer>,
+    peers: BTreeMap<PeerId, Peer>,
     ring: Ring,
     /// Workers of which there is something to tell, or that wait to be complete.
     open: BTreeSet<WorkerId>,
@@ -155,8 +136,8 @@ struct Peer {
 
 struct Watched {
     events: Events,
-    home: Option<NodeId>,
-    standby: Option<NodeId>,
+    home: Option<PeerId>,
+    standby: Option<PeerId>,
     cache: Option<EngineCache>,
     own: BTreeMap<Stream, Own>,
     used: BTreeMap<Stream, Used>,
@@ -175,7 +156,7 @@ enum Used {
     /// Itself.
     Own,
     /// Another node.
-    Peer(NodeId),
+    Peer(PeerId),
     /// What it was when its node was last heard.
     Past,
 }
@@ -188,7 +169,9 @@ enum Role {
 }
 
 impl Plane {
-    pub(crate) fn new(me: NodeId, sharing: Sharing, seed: u64, run: u32) -> Self {
+    /// One that knows nothing yet, of the node `me`. `seed` is the one that prompts are hashed with; `run` tells this run of the node from
+    /// those before.
+    pub fn new(me: PeerId, sharing: Sharing, seed: u64, run: u32) -> Self {
         Self {
             me,
             sharing,
@@ -207,17 +190,17 @@ impl Plane {
     }
 
     /// What follows from all that was said since the last time.
-    pub(crate) fn take_effects(&mut self) -> Vec<Effect> {
+    pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
     }
 
     /// What has been counted.
-    pub(crate) fn counts(&self) -> Counts {
+    pub fn counts(&self) -> Counts {
         Counts { claims_sent: self.ring.sent, claims_dropped: self.ring.dropped, ..self.counts }
     }
 
     /// These are the workers there are.
-    pub(crate) fn set_workers(&mut self, workers: &BTreeMap<WorkerId, Events>, now: Timestamp) {
+    pub fn set_workers(&mut self, workers: &BTreeMap<WorkerId, Events>, now: Timestamp) {
         let gone: Vec<WorkerId> = self
             .workers
             .iter()
@@ -243,13 +226,7 @@ impl Plane {
     }
 
     /// The mesh says who finds out about a worker.
-    pub(crate) fn set_reach(
-        &mut self,
-        worker: WorkerId,
-        home: Option<NodeId>,
-        standby: Option<NodeId>,
-        now: Timestamp,
-    ) {
+    pub fn set_reach(&mut self, worker: WorkerId, home: Option<PeerId>, standby: Option<PeerId>, now: Timestamp) {
         let Some(watched) = self.workers.get_mut(&worker) else { return };
         if (watched.home, watched.standby) != (home, standby) {
             (watched.home, watched.standby) = (home, standby);
@@ -258,7 +235,7 @@ impl Plane {
     }
 
     /// These nodes live, this one among them.
-    pub(crate) fn set_alive(&mut self, mut alive: BTreeSet<NodeId>, now: Timestamp) {
+    pub fn set_alive(&mut self, mut alive: BTreeSet<PeerId>, now: Timestamp) {
         alive.insert(self.me);
         if alive == self.alive {
             return;
@@ -270,9 +247,9 @@ impl Plane {
     }
 
     /// Entries of other nodes' lanes have changed.
-    pub(crate) fn take_entries(&mut self, entries: Vec<(NodeId, Bytes, Option<Bytes>)>, now: Timestamp) {
-        let mut news: BTreeMap<(NodeId, Stream), News> = BTreeMap::new();
-        let mut claims: BTreeMap<NodeId, Vec<Bytes>> = BTreeMap::new();
+    pub fn take_entries(&mut self, entries: Vec<(PeerId, Bytes, Option<Bytes>)>, now: Timestamp) {
+        let mut news: BTreeMap<(PeerId, Stream), News> = BTreeMap::new();
+        let mut claims: BTreeMap<PeerId, Vec<Bytes>> = BTreeMap::new();
         for (writer, key, value) in entries.into_iter().filter(|(writer, ..)| *writer != self.me) {
             match (Key::of(&key), value) {
                 (Some(Key::Header(stream)), value) => {
@@ -299,7 +276,7 @@ impl Plane {
         }
     }
 
-    fn take_news(&mut self, writer: NodeId, stream: Stream, mut news: News, now: Timestamp) {
+    fn take_news(&mut self, writer: PeerId, stream: Stream, mut news: News, now: Timestamp) {
         if self.peers.values().flat_map(|peer| peer.copies.values()).map(Copy::bytes).sum::<usize>() > COPIES_BYTES_MAX
         {
             let before = news.segments.len();
@@ -331,7 +308,7 @@ impl Plane {
     }
 
     /// This node sent a prompt to a worker whose content somebody predicts.
-    pub(crate) fn claim(&mut self, stream: Stream, claim: &Claim, now: Timestamp) {
+    pub fn claim(&mut self, stream: Stream, claim: &Claim, now: Timestamp) {
         if self.alive.len() > 1 {
             self.ring.push(stream, claim);
         }
@@ -339,7 +316,7 @@ impl Plane {
     }
 
     /// A worker has room for `chunks` of a stream that is predicted.
-    pub(crate) fn resize(&mut self, stream: Stream, chunks: u64, now: Timestamp) {
+    pub fn resize(&mut self, stream: Stream, chunks: u64, now: Timestamp) {
         let mut changes = Vec::new();
         if let Some(predictor) = self.predictor(stream) {
             predictor.resize(chunks, &mut changes);
@@ -348,13 +325,13 @@ impl Plane {
     }
 
     /// The streams that are predicted here.
-    pub(crate) fn predicted(&self) -> Vec<Stream> {
+    pub fn predicted(&self) -> Vec<Stream> {
         let is_predicted = |(stream, own): (&Stream, &Own)| own.predictor.is_some().then_some(*stream);
         self.workers.values().flat_map(|watched| watched.own.iter().filter_map(is_predicted)).collect()
     }
 
     /// A worker that is followed has told something.
-    pub(crate) fn take_batch(&mut self, worker: WorkerId, batch: KvBatch, now: Timestamp) {
+    pub fn take_batch(&mut self, worker: WorkerId, batch: KvBatch, now: Timestamp) {
         self.counts.batches += 1;
         let is_whole = batch.sequence == 0 || batch.events.iter().any(|event| matches!(event, KvEvent::Started));
         let rank = batch.rank;
@@ -372,7 +349,7 @@ impl Plane {
     }
 
     /// Some of what a worker told is lost for good.
-    pub(crate) fn take_lost(&mut self, worker: WorkerId, rank: u32, now: Timestamp) {
+    pub fn take_lost(&mut self, worker: WorkerId, rank: u32, now: Timestamp) {
         self.counts.lost += 1;
         let mut changes = Vec::new();
         let Some(cache) = self.workers.get_mut(&worker).and_then(|watched| watched.cache.as_mut()) else { return };
@@ -381,7 +358,7 @@ impl Plane {
     }
 
     /// Appends to the lane what is due, and lets new homes be complete that have waited long enough.
-    pub(crate) fn tick(&mut self, now: Timestamp) {
+    pub fn tick(&mut self, now: Timestamp) {
         for worker in self.open.clone() {
             self.settle(worker, now);
         }
@@ -415,7 +392,7 @@ impl Plane {
     }
 
     /// When [`Plane::tick`] has something to do.
-    pub(crate) fn due(&self, now: Timestamp) -> Option<Timestamp> {
+    pub fn due(&self, now: Timestamp) -> Option<Timestamp> {
         let claims = (!self.ring.is_empty()).then(|| self.claimed + CLAIMS_EVERY);
         let owns = || self.open.iter().filter_map(|worker| self.workers.get(worker)).flat_map(|one| one.own.values());
         let told = owns().filter_map(|own| own.segments.due()).min().map(|due| due.max(self.published + self.pace()));
@@ -427,7 +404,7 @@ impl Plane {
     }
 
     /// How many chunks there are, of all workers.
-    pub(crate) fn chunks(&self) -> usize {
+    pub fn chunks(&self) -> usize {
         let of = |watched: &Watched| {
             let streams = watched.used.iter().map(|(stream, used)| self.report_of(watched, *stream, *used).chunks);
             streams.sum::<usize>()
@@ -436,7 +413,7 @@ impl Plane {
     }
 
     /// Shows how policies know a worker, and all that they are to hold, as for a policy that knows nothing yet.
-    pub(crate) fn show(&self, worker: WorkerId, visit: &mut dyn FnMut(Effect)) {
+    pub fn show(&self, worker: WorkerId, visit: &mut dyn FnMut(Effect)) {
         if let Some(watched) = self.workers.get(&worker) {
             for (space, source) in self.sources(watched.events) {
                 visit(Effect::SetSource { worker, space, source });
@@ -463,36 +440,6 @@ impl Plane {
         }
     }
 
-    /// How all workers stand.
-    pub(crate) fn report(&self) -> Vec<WorkerReport> {
-        let of = |(worker, watched): (&WorkerId, &Watched)| WorkerReport {
-            worker: *worker,
-            events: watched.events,
-            sources: self.sources(watched.events),
-            home: watched.home,
-            standby: watched.standby,
-            cache: watched.cache.as_ref().map(EngineCache::stats),
-            streams: watched.used.iter().map(|(stream, used)| self.report_of(watched, *stream, *used)).collect(),
-        };
-        self.workers.iter().map(of).collect()
-    }
-
-    fn report_of(&self, watched: &Watched, stream: Stream, used: Used) -> StreamReport {
-        let (by, chunks, is_complete) = match used {
-            Used::Own => {
-                let own = watched.own.get(&stream);
-                let (chunks, is_complete) = own.map_or((0, false), |own| (own.segments.len(), own.is_complete));
-                (Some(self.me), chunks, is_complete)
-            }
-            Used::Peer(node) => {
-                let copy = self.copy(node, stream);
-                (Some(node), copy.map_or(0, Copy::chunks), copy.is_some_and(Copy::is_complete))
-            }
-            Used::Past => (None, 0, false),
-        };
-        StreamReport { stream, by, chunks, is_complete }
-    }
-
     fn sources(&self, events: Events) -> [(Space, Source); 2] {
         let predicted = match self.sharing {
             Sharing::Mesh => Source::FedAndClaimed,
@@ -502,7 +449,7 @@ impl Plane {
         [(Space::Text, predicted), (Space::Tokens, tokens)]
     }
 
-    fn copy(&self, node: NodeId, stream: Stream) -> Option<&Copy> {
+    fn copy(&self, node: PeerId, stream: Stream) -> Option<&Copy> {
         self.peers.get(&node)?.copies.get(&stream)
     }
 
@@ -766,7 +713,7 @@ impl Plane {
 }
 
 impl Watched {
-    fn new(events: Events, home: Option<NodeId>, standby: Option<NodeId>) -> Self {
+    fn new(events: Events, home: Option<PeerId>, standby: Option<PeerId>) -> Self {
         Self { events, home, standby, cache: None, own: BTreeMap::new(), used: BTreeMap::new() }
     }
 }
@@ -781,9 +728,5 @@ fn is_of_events(events: Events, space: Space) -> bool {
     events != Events::None && space == Space::Tokens
 }
 
-#[path = "choice.rs"]
-mod choice;
-
 #[cfg(test)]
-#[path = "plane_tests.rs"]
 mod tests;
