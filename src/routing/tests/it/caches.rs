@@ -73,9 +73,8 @@ fn conversations_behind_one_system_prompt_spread() {
     assert!(idle.iter().all(|count| (150..250).contains(count)), "a short one is soon prefilled anywhere: {idle:?}");
     let idle = spread(32_768, 0);
     assert!(idle.contains(&1_600), "a long one is worth to go where it is, as long as that is idle: {idle:?}");
-    let busy = spread(32_768, 400);
-    let shared = busy.iter().filter(|count| (100..400).contains(*count)).count();
-    assert!(shared >= 5 && !busy.iter().any(|count| *count >= 400), "but not when that is busy: {busy:?}");
+    let busy = spread(32_768, 800);
+    assert!(busy.iter().all(|count| (100..400).contains(count)), "but not when that is busy: {busy:?}");
 }
 
 #[test]
