@@ -93,6 +93,7 @@ impl Entry {
             name: record.name.as_str().into(),
             role: record.role,
             models: record.models.clone(),
+            scopes: record.scopes.clone(),
             class: record.class.clone(),
             via: Via::Key,
         };

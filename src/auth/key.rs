@@ -6,7 +6,10 @@ use aws_lc_rs::{digest, rand};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use smg_base::{KeyId, Secret, TenantId, hash};
 
-use crate::principal::{Models, Role};
+use crate::{
+    principal::{Models, Role},
+    scope::Scopes,
+};
 
 /// Whether a key may still open anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +43,9 @@ pub struct KeyRecord {
     /// Which models its holder may use.
     #[serde(default)]
     pub models: Models,
+    /// Which families of endpoints its holder may use. Records of versions that knew of none say nothing here: all.
+    #[serde(default, skip_serializing_if = "Scopes::is_all")]
+    pub scopes: Scopes,
     /// The greatest priority class that its holder may claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<Box<str>>,
@@ -99,7 +105,7 @@ const PREFIX_CHARS: usize = 12;
 const CLASSES: [&str; 4] = ["system", "interactive", "default", "bulk"];
 
 impl KeyRecord {
-    /// The record of a key of `tenant` that is yet to be made, for a caller that may use every model.
+    /// The record of a key of `tenant` that is yet to be made, for a caller that may use everything.
     pub fn new(name: String, tenant: &str, created: u64) -> Self {
         Self {
             id: KeyId::from(""),
@@ -109,6 +115,7 @@ impl KeyRecord {
             prefix: String::new(),
             role: Role::Caller,
             models: Models::All,
+            scopes: Scopes::All,
             class: None,
             created,
             expires: None,
@@ -253,6 +260,23 @@ mod tests {
         assert!(!text.contains(key.expose()));
         assert_eq!(serde_json::from_str::<KeyRecord>(&text).expect("it was written"), record);
         assert_eq!(record.of_key(&Secret::new("sk-short")).prefix, "sk");
+    }
+
+    #[test]
+    fn records_of_versions_without_scopes_are_read_and_written_as_they_were() {
+        let old = concat!(
+            r#"{"id":"key_1","name":"batch","tenant":"acme","hash":""#,
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+            r#"","prefix":"smg-abcdefgh","role":"caller","models":["llama-*"],"class":"bulk","created":7,"expires":9,"#,
+            r#""state":"active","replaces":"key_0"}"#
+        );
+        let mut record: KeyRecord = serde_json::from_str(old).expect("it was written once");
+        assert_eq!(record.scopes, Scopes::All);
+        assert_eq!(serde_json::to_string(&record).expect("it is a value"), old);
+        record.scopes = Scopes::named(["models", "chat"]).expect("they are known");
+        let new = old.replace(r#""class""#, r#""scopes":["chat","models"],"class""#);
+        assert_eq!(serde_json::to_string(&record).expect("it is a value"), new);
+        assert_eq!(serde_json::from_str::<KeyRecord>(&new).expect("it was written"), record);
     }
 
     #[test]

@@ -11,9 +11,11 @@ mod authenticator;
 mod denied;
 mod key;
 mod principal;
+mod scope;
 
 pub use audit::{AuditEntry, AuditError, AuditLog, AuditWriter, broken_line};
 pub use authenticator::{Authenticator, Origin};
 pub use denied::Denied;
 pub use key::{BadRecord, KeyRecord, KeyState, NoRandomness, is_well_formed};
 pub use principal::{Models, Principal, Role, Via};
+pub use scope::{Scope, Scopes, UnknownScope};

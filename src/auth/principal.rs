@@ -5,7 +5,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use smg_base::{KeyId, TenantId};
 
-/// What somebody may do at the admin API; at the serving endpoints each may call.
+use crate::scope::Scopes;
+
+/// What somebody may do at the admin API; at the serving endpoints each may call what its scopes say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -105,6 +107,8 @@ pub struct Principal {
     pub role: Role,
     /// Which models it may use.
     pub models: Models,
+    /// Which families of serving endpoints it may use.
+    pub scopes: Scopes,
     /// The greatest priority class that it may claim; none is the usual one.
     pub class: Option<Box<str>>,
     /// How it became known.

@@ -4,7 +4,8 @@ use std::{net::SocketAddr, sync::Arc};
 
 use http::{HeaderMap, HeaderName, Method, header};
 use smallvec::SmallVec;
-use smg_auth::{AuditLog, Authenticator, Denied, Models, Principal, Role, Via};
+use smg_api::Endpoint;
+use smg_auth::{AuditLog, Authenticator, Denied, Models, Principal, Role, Scope, Scopes, Via};
 use smg_base::{Clock, KeyId, TenantId};
 use smg_infer::{Failure, FailureCode};
 use smg_upstream::relay;
@@ -102,8 +103,13 @@ impl Access {
         }
     }
 
-    /// Lets a caller of the serving endpoints in.
-    pub(crate) async fn serving(&self, visit: Visit<'_>, settings: &Settings) -> Result<Guest, Refused> {
+    /// Lets a caller of the serving endpoints in, if it may use the family that is wanted.
+    pub(crate) async fn serving(
+        &self,
+        visit: Visit<'_>,
+        wanted: Option<Scope>,
+        settings: &Settings,
+    ) -> Result<Guest, Refused> {
         let offered = offered(visit.headers);
         refuse_revoked(&offered, settings)?;
         let credentials = Credentials::Gateways;
@@ -113,6 +119,7 @@ impl Access {
             return Ok(Guest { principal, credentials: Credentials::Workers });
         }
         let principal = self.one_of(holder, &offered).await?;
+        refuse_beyond_scopes(&principal, wanted)?;
         Ok(Guest { principal: self.for_tenant_of_proxy(principal, visit, settings), credentials })
     }
 
@@ -240,8 +247,13 @@ pub(crate) fn tell_peer(principal: &Principal, headers: &mut HeaderMap) {
 
 impl Gateway {
     /// Lets a caller of the serving endpoints in, or counts that it was not.
-    pub(crate) async fn let_in(&self, visit: Visit<'_>, settings: &Settings) -> Result<Guest, Failure> {
-        self.access.serving(visit, settings).await.map_err(|refused| {
+    pub(crate) async fn let_in(
+        &self,
+        visit: Visit<'_>,
+        wanted: Option<Scope>,
+        settings: &Settings,
+    ) -> Result<Guest, Failure> {
+        self.access.serving(visit, wanted, settings).await.map_err(|refused| {
             self.metrics.auth_failures.with_label_values(&["serving", refused.reason]).inc();
             refused.failure
         })
@@ -255,6 +267,7 @@ fn principal(tenant: &str, name: &str, role: Role, via: Via) -> Principal {
         name: name.into(),
         role,
         models: Models::All,
+        scopes: Scopes::All,
         class: None,
         via,
     }
@@ -284,6 +297,29 @@ pub(crate) fn forbidden(message: &'static str) -> Refused {
 
 fn unauthorized(message: &'static str) -> Failure {
     Failure::new(FailureCode::Unauthorized, message)
+}
+
+/// The family that a serving endpoint belongs to.
+pub(crate) const fn scope_of(endpoint: Endpoint) -> Scope {
+    match endpoint {
+        Endpoint::ChatCompletions | Endpoint::Messages => Scope::Chat,
+        Endpoint::Completions | Endpoint::Generate => Scope::Completions,
+        Endpoint::Responses => Scope::Responses,
+        Endpoint::Embeddings => Scope::Embeddings,
+        Endpoint::RerankV1 | Endpoint::Rerank | Endpoint::Score => Scope::Rerank,
+        Endpoint::Classify => Scope::Classify,
+        Endpoint::Transcriptions => Scope::Audio,
+        Endpoint::CountTokens | Endpoint::Tokenize | Endpoint::Detokenize => Scope::Tokenize,
+    }
+}
+
+/// Who is known may still not use everything. What is missing is named: it is no secret from whoever holds the key.
+fn refuse_beyond_scopes(principal: &Principal, wanted: Option<Scope>) -> Result<(), Refused> {
+    let Some(missing) = wanted.filter(|scope| !principal.scopes.allows(*scope)) else { return Ok(()) };
+    let key = principal.key.as_ref().map(tracing::field::display);
+    tracing::info!(key, tenant = %principal.tenant, scope = missing.as_str(), "a caller lacks a scope");
+    let message = format!("this key may not call this endpoint: it lacks the scope '{}'", missing.as_str());
+    Err(Refused { failure: Failure::new(FailureCode::MissingScope, message), reason: "scope" })
 }
 
 /// Whether a web page sent the request that is not among those which may call. Without a key nothing else keeps the pages

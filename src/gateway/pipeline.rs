@@ -22,7 +22,7 @@ use smg_runtime::Phase;
 use tracing::Instrument;
 
 use crate::{
-    access::{Guest, Visit},
+    access::{self, Guest, Visit},
     admission,
     app::Gateway,
     dispatch,
@@ -147,7 +147,8 @@ async fn dispatch_admitted(
 }
 
 async fn identify(gateway: &Gateway, current: &Versioned, mut received: Received) -> Result<Identified, Failure> {
-    let Guest { principal, credentials } = gateway.let_in(Visit::of(&received.head), &current.settings).await?;
+    let wanted = Some(access::scope_of(received.endpoint));
+    let Guest { principal, credentials } = gateway.let_in(Visit::of(&received.head), wanted, &current.settings).await?;
     if let Some(header) = &current.settings.tenant_header {
         received.head.headers.remove(&header.name);
     }

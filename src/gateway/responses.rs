@@ -9,6 +9,7 @@ use axum::{
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt;
 use smg_api::Family;
+use smg_auth::Scope;
 use smg_base::{RequestId, TenantId, WorkerId};
 use smg_fleet::{Path as WorkerPath, Worker};
 use smg_infer::{Failure, FailureCode};
@@ -69,7 +70,7 @@ async fn forward(
     request: Request,
 ) -> Result<Response, Failure> {
     let (head, body) = request.into_parts();
-    let Guest { principal, credentials } = gateway.let_in(Visit::of(&head), settings).await?;
+    let Guest { principal, credentials } = gateway.let_in(Visit::of(&head), Some(Scope::Responses), settings).await?;
     let known_path = matches!(
         (&head.method, below),
         (&Method::GET | &Method::DELETE, "") | (&Method::POST, "cancel") | (&Method::GET, "input_items")

@@ -101,6 +101,8 @@ failure_codes! {
     Unauthorized = "invalid_api_key", 401, Client;
     /// The origin, or what was asked, is not allowed.
     Forbidden = "forbidden", 403, Client;
+    /// The caller's key is for other endpoints.
+    MissingScope = "missing_scope", 403, Client;
     /// Whoever knows callers cannot be asked now.
     IdentityUnavailable = "identity_unavailable", 503, Gateway;
     /// The body is larger than allowed.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use smg_auth::{KeyRecord, KeyState, Models, Role};
+use smg_auth::{KeyRecord, KeyState, Models, Role, Scopes};
 use smg_base::KeyId;
 use smg_infer::{Failure, FailureCode};
 
@@ -38,6 +38,8 @@ struct Wanted {
     #[serde(default)]
     models: Option<Models>,
     #[serde(default)]
+    scopes: Option<Vec<Box<str>>>,
+    #[serde(default)]
     class: Option<String>,
     #[serde(default)]
     expires: Option<u64>,
@@ -55,6 +57,8 @@ struct Patch {
     role: Option<Role>,
     #[serde(default)]
     models: Option<Models>,
+    #[serde(default)]
+    scopes: Option<Vec<Box<str>>>,
     #[serde(default, deserialize_with = "present")]
     class: Option<Option<String>>,
     #[serde(default, deserialize_with = "present")]
@@ -104,6 +108,9 @@ pub(crate) async fn update(State(gateway): State<Arc<Gateway>>, Path(id): Path<S
         record.name = patch.name.unwrap_or(record.name);
         record.role = patch.role.unwrap_or(record.role);
         record.models = patch.models.unwrap_or(record.models);
+        if let Some(names) = &patch.scopes {
+            record.scopes = scopes(names)?;
+        }
         record.class = patch.class.map_or(record.class, |class| class.map(Into::into));
         record.expires = patch.expires.unwrap_or(record.expires);
         replace(&gateway, &before, record).await
@@ -215,7 +222,7 @@ async fn keep(shelf: &dyn KeyShelf, record: KeyRecord) -> Result<(), Failure> {
 
 /// The record of a key that is yet to be made.
 fn blank(gateway: &Gateway, wanted: Wanted) -> Result<KeyRecord, Failure> {
-    let Wanted { name, tenant, role, models, class, expires, expires_in } = wanted;
+    let Wanted { name, tenant, role, models, scopes: names, class, expires, expires_in } = wanted;
     let now = now(gateway);
     let expires = expires.or_else(|| expires_in.map(|seconds| now.saturating_add(seconds)));
     if expires.is_some_and(|expires| expires <= now) {
@@ -224,9 +231,16 @@ fn blank(gateway: &Gateway, wanted: Wanted) -> Result<KeyRecord, Failure> {
     let mut record = KeyRecord::new(name, tenant.as_deref().unwrap_or("default"), now);
     record.role = role.unwrap_or(Role::Caller);
     record.models = models.unwrap_or(Models::All);
+    record.scopes = names.as_deref().map_or(Ok(Scopes::All), scopes)?;
     record.class = class.map(Into::into);
     record.expires = expires;
     Ok(record)
+}
+
+/// The scopes of these names, if there are such.
+fn scopes(names: &[Box<str>]) -> Result<Scopes, Failure> {
+    Scopes::named(names.iter().map(|name| &**name))
+        .map_err(|unknown| Failure::new(FailureCode::InvalidRequest, unknown.to_string()).param("scopes"))
 }
 
 /// What is told of a key: all but what it is recognised by.
@@ -244,6 +258,7 @@ fn shown(kept: &Kept, now: u64) -> Value {
         "prefix": record.prefix,
         "role": record.role,
         "models": record.models,
+        "scopes": record.scopes,
         "class": record.class,
         "created": record.created,
         "expires": record.expires,

@@ -11,7 +11,7 @@ use http::{StatusCode, request::Parts};
 use http_body::Body;
 use http_body_util::BodyExt;
 use serde::Serialize;
-use smg_auth::Via;
+use smg_auth::{Scope, Via};
 use smg_infer::{Failure, FailureCode};
 
 use crate::{
@@ -39,8 +39,8 @@ pub(crate) mod workers;
 /// Which door a request comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Door {
-    /// The callers'.
-    Serving,
+    /// The callers', who may need a scope for it.
+    Serving(Option<Scope>),
     /// The operators'.
     Admin,
 }
@@ -93,8 +93,8 @@ fn attempt(gateway: &Gateway, settings: &Settings, head: &Parts) -> Option<Attem
 
 async fn let_in(door: Door, gateway: &Gateway, settings: &Settings, head: &Parts) -> Result<Guest, Refused> {
     let visit = Visit::of(head);
-    if door == Door::Serving {
-        return gateway.access.serving(visit, settings).await;
+    if let Door::Serving(wanted) = door {
+        return gateway.access.serving(visit, wanted, settings).await;
     }
     let principal = gateway.access.admin(visit, settings).await?;
     if principal.via == Via::Open && access::is_of_foreign_page(&head.headers, &gateway.config.cors_origins) {

@@ -10,6 +10,7 @@ use axum::{
 };
 use http::{HeaderName, HeaderValue, Method, header};
 use smg_api::Endpoint;
+use smg_auth::Scope;
 use smg_infer::{Failure, FailureCode};
 use tokio::net::TcpListener;
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -32,8 +33,8 @@ pub use openapi::openapi;
 enum Access {
     /// Anyone: probes.
     Open,
-    /// Callers.
-    Serving,
+    /// Callers, as far as their scopes go; all of them, if it belongs to no family.
+    Serving(Option<Scope>),
     /// Operators.
     Admin,
 }
@@ -53,12 +54,16 @@ macro_rules! routes {
             vec![$(Route {
                 method: routes!(@method $method),
                 path: $path,
-                access: Access::$access,
+                access: routes!(@access $access),
                 summary: $summary,
                 handler: || $method($handler),
             },)*]
         }
     };
+    (@access Open) => { Access::Open };
+    (@access Admin) => { Access::Admin };
+    (@access Caller) => { Access::Serving(None) };
+    (@access $scope:ident) => { Access::Serving(Some(Scope::$scope)) };
     (@method get) => { Method::GET };
     (@method post) => { Method::POST };
     (@method put) => { Method::PUT };
@@ -74,17 +79,17 @@ routes! {
     Open get "/readiness" admin::probes::ready, "Whether requests can be served, and if not, why";
     Open get "/readyz" admin::probes::ready, "Whether requests can be served, and if not, why";
     Open get "/openapi.json" openapi::serve, "This description";
-    Serving get "/health_generate" admin::engines::health_generate, "Lets one worker generate a token";
-    Serving get "/v1/models" admin::models::list, "The models served here, aliases included";
-    Serving get "/v1/models/{id}" admin::models::one, "One model";
-    Serving get "/get_model_info" admin::engines::model_info, "What a worker says of its model";
-    Serving get "/get_server_info" admin::engines::server_info, "What a worker says of itself";
-    Serving get "/v1/responses/{id}" responses::stored, "A stored response, from the worker that holds it";
-    Serving delete "/v1/responses/{id}" responses::stored, "Deletes a stored response";
-    Serving get "/v1/responses/{id}/{below}" responses::stored_below, "The input items of a stored response";
-    Serving post "/v1/responses/{id}/{below}" responses::stored_below, "Cancels a response";
-    Serving get "/v1/limits" admin::limits::of_caller, "How the caller's own limits stand";
-    Serving get "/v1/usage" admin::usage::of_caller, "What the caller's own tenant used, over all nodes";
+    Completions get "/health_generate" admin::engines::health_generate, "Lets one worker generate a token";
+    Models get "/v1/models" admin::models::list, "The models served here, aliases included";
+    Models get "/v1/models/{id}" admin::models::one, "One model";
+    Models get "/get_model_info" admin::engines::model_info, "What a worker says of its model";
+    Models get "/get_server_info" admin::engines::server_info, "What a worker says of itself";
+    Responses get "/v1/responses/{id}" responses::stored, "A stored response, from the worker that holds it";
+    Responses delete "/v1/responses/{id}" responses::stored, "Deletes a stored response";
+    Responses get "/v1/responses/{id}/{below}" responses::stored_below, "The input items of a stored response";
+    Responses post "/v1/responses/{id}/{below}" responses::stored_below, "Cancels a response";
+    Caller get "/v1/limits" admin::limits::of_caller, "How the caller's own limits stand";
+    Caller get "/v1/usage" admin::usage::of_caller, "What the caller's own tenant used, over all nodes";
     Admin get "/workers" admin::workers::list, "All workers, with state and load";
     Admin post "/workers" admin::workers::add, "Registers a worker";
     Admin get "/workers/{id}" admin::workers::one, "One worker";
@@ -125,8 +130,12 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
     let mut router = Router::new();
     for route in routes() {
         let mut handler = (route.handler)();
-        if route.access != Access::Open {
-            let door = if route.access == Access::Admin { Door::Admin } else { Door::Serving };
+        let door = match route.access {
+            Access::Open => None,
+            Access::Serving(wanted) => Some(Door::Serving(wanted)),
+            Access::Admin => Some(Door::Admin),
+        };
+        if let Some(door) = door {
             let gateway = gateway.clone();
             handler = handler.route_layer(axum::middleware::from_fn(move |request, next| {
                 admin::guard(door, gateway.clone(), request, next)

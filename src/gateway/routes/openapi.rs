@@ -1,10 +1,16 @@
 //! `/openapi.json`: what is served, from the same table that serves it.
 
 use axum::{Json, response::IntoResponse};
+use http::Method;
 use serde_json::{Map, Value, json};
 use smg_api::{Endpoint, Family};
+use smg_auth::Scope;
 
-use super::{Access, routes};
+use super::{Access, Route, routes};
+use crate::access::scope_of;
+
+/// The one request about keys that may go without a body.
+const ROTATE: &str = "/keys/{id}/rotate";
 
 /// Answers with the description.
 pub(super) async fn serve() -> impl IntoResponse {
@@ -20,7 +26,7 @@ pub fn openapi() -> Value {
     for route in routes() {
         let mut operation = json!({
             "summary": route.summary,
-            "tags": [match route.access { Access::Open => "probes", Access::Serving => "serving", Access::Admin => "admin" }],
+            "tags": [match route.access { Access::Open => "probes", Access::Serving(_) => "serving", Access::Admin => "admin" }],
             "responses": {
                 "200": { "description": "Done" },
                 "default": { "$ref": "#/components/responses/Error" }
@@ -30,8 +36,16 @@ pub fn openapi() -> Value {
         if !parameters.is_empty() {
             operation["parameters"] = parameters.into();
         }
-        if route.access == Access::Open {
-            operation["security"] = json!([]);
+        match route.access {
+            Access::Open => operation["security"] = json!([]),
+            Access::Serving(Some(scope)) => operation["security"] = security(scope),
+            Access::Serving(None) | Access::Admin => {}
+        }
+        if let Some(schema) = schema_of_body(&route) {
+            operation["requestBody"] = json!({
+                "required": route.path != ROTATE,
+                "content": { "application/json": { "schema": schema } }
+            });
         }
         add(&mut paths, route.path, &route.method.as_str().to_ascii_lowercase(), operation);
     }
@@ -42,7 +56,8 @@ pub fn openapi() -> Value {
             "summary": "An engine-agnostic LLM gateway",
             "description": "Request and answer bodies of the serving endpoints are those of the OpenAI, Anthropic and engine APIs; \
                 unknown fields pass to the engine unchanged. \
-                The serving paths may also be written without their /v1.",
+                The serving paths may also be written without their /v1. The names at an operation's security are the scopes \
+                that a key needs for it.",
             "version": env!("CARGO_PKG_VERSION"),
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" }
         },
@@ -123,6 +138,7 @@ fn serving_operation(endpoint: Endpoint) -> Value {
     json!({
         "summary": summary(endpoint),
         "tags": ["serving"],
+        "security": security(scope_of(endpoint)),
         "parameters": [
             header("x-request-id", "An id of the caller's own for the request"),
             header("x-smg-routing-key", "Requests with the same key go to the same worker under the sticky policies"),
@@ -135,6 +151,49 @@ fn serving_operation(endpoint: Endpoint) -> Value {
             "default": { "$ref": error }
         }
     })
+}
+
+/// What a caller needs: a key, and on it the scope.
+fn security(scope: Scope) -> Value {
+    json!([{ "bearer": [scope.as_str()] }, { "key": [scope.as_str()] }])
+}
+
+/// What the body of a request about keys holds.
+fn schema_of_body(route: &Route) -> Option<Value> {
+    let (required, own): (&[&str], Value) = match (&route.method, route.path) {
+        (&Method::POST, "/keys") => (&["name"], json!({ "tenant": { "type": "string", "default": "default" } })),
+        (&Method::PATCH, "/keys/{id}") => (&[], json!({})),
+        (&Method::POST, ROTATE) => return Some(rotation()),
+        _ => return None,
+    };
+    let seconds = |meaning: &str| json!({ "type": ["integer", "null"], "minimum": 0, "description": meaning });
+    let mut properties = json!({
+        "name": { "type": "string" },
+        "role": { "enum": ["caller", "viewer", "admin"], "default": "caller" },
+        "models": {
+            "type": "array", "items": { "type": "string" }, "default": ["*"],
+            "description": "The models it may use; a name that ends in * stands for all that begin like it"
+        },
+        "scopes": {
+            "type": "array", "items": { "enum": Scope::NAMES.iter().chain(&["*"]).collect::<Vec<_>>() }, "default": ["*"],
+            "description": "The families of endpoints it may use; each operation names its own at its security"
+        },
+        "class": { "enum": ["system", "interactive", "default", "bulk", null] },
+        "expires": seconds("Seconds since the Unix epoch; from then on it opens nothing")
+    });
+    if let (Value::Object(all), Value::Object(own)) = (&mut properties, own) {
+        if !required.is_empty() {
+            all.insert("expires_in".to_owned(), seconds("The same as seconds from now"));
+        }
+        all.extend(own);
+    }
+    Some(json!({ "type": "object", "required": required, "properties": properties, "additionalProperties": false }))
+}
+
+fn rotation() -> Value {
+    let overlap = json!({ "type": "integer", "minimum": 0, "default": 86_400,
+        "description": "Seconds for which the old key goes on" });
+    json!({ "type": "object", "properties": { "overlap": overlap }, "additionalProperties": false })
 }
 
 fn header(name: &str, description: &str) -> Value {

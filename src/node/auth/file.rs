@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use smg_auth::{KeyRecord, Models, Role};
+use smg_auth::{KeyRecord, Models, Role, Scopes};
 
 use crate::config::{Secret, resolve_secret};
 
@@ -38,6 +38,8 @@ struct WrittenKey {
     role: Option<Role>,
     #[serde(default)]
     models: Option<Models>,
+    #[serde(default)]
+    scopes: Option<Vec<Box<str>>>,
     #[serde(default)]
     class: Option<String>,
     /// Seconds since the Unix epoch.
@@ -98,6 +100,9 @@ impl WrittenKey {
         }
         record.role = self.role.unwrap_or(Role::Caller);
         record.models = self.models.unwrap_or(Models::All);
+        if let Some(names) = &self.scopes {
+            record.scopes = Scopes::named(names.iter().map(|name| &**name)).map_err(|unknown| unknown.to_string())?;
+        }
         record.class = self.class.map(Into::into);
         record.expires = self.expires;
         record.check().map_err(|wrong| wrong.to_string())?;
@@ -148,13 +153,15 @@ pub(crate) async fn save(path: &Path, records: &[KeyRecord]) -> Result<(), std::
 
 #[cfg(test)]
 mod tests {
+    use smg_auth::Scope;
+
     use super::*;
 
     #[test]
     fn keys_are_written_by_their_hash_or_by_themselves() {
         let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let text = format!(
-            "[[keys]]\nname = \"a\"\ntenant = \"acme\"\nhash = \"{hash}\"\nmodels = [\"llama-*\"]\n\
+            "[[keys]]\nname = \"a\"\ntenant = \"acme\"\nhash = \"{hash}\"\nmodels = [\"llama-*\"]\nscopes = [\"models\"]\n\
              [[keys]]\nname = \"b\"\nkey = \"sk-a-key-of-some-length\"\nrole = \"admin\"\nexpires = 5\n"
         );
         let records = parse(&text).unwrap_or_else(|error| panic!("{error}"));
@@ -162,6 +169,8 @@ mod tests {
         assert_eq!(told(&records[0]), ("a".to_owned(), "acme".to_owned(), Role::Caller, None));
         assert_eq!(told(&records[1]), ("b".to_owned(), "default".to_owned(), Role::Admin, Some(5)));
         assert!(records[0].models.allows("llama-3") && !records[0].models.allows("qwen"));
+        assert!(records[0].scopes.allows(Scope::Models) && !records[0].scopes.allows(Scope::Chat));
+        assert_eq!(records[1].scopes, Scopes::All);
     }
 
     #[test]
@@ -173,6 +182,8 @@ mod tests {
         };
         check("[[keys]]\nname = \"a\"", "either a hash or a key");
         check("[[keys]]\nname = \"a\"\nhash = \"00\"", "64 hexadecimal digits");
+        let scoped = "[[keys]]\nname = \"a\"\nkey = \"sk-very-secret-one-1\"\nscopes = [\"chat\", \"chit\"]";
+        check(scoped, "the key 'a': there is no scope 'chit'; the scopes are chat, completions, ");
         check("[[keys]]\nname = \"a\"\nkey = \"sk-very-secret-one-1\"\ncolour = \"red\"", "colour");
         check("[[keys]]\nname = \"a\"\nkey = sk-very-secret-one-1", "line 3");
         let twice = "[[keys]]\nname = \"a\"\nkey = \"sk-very-secret-one-1\"\n";
