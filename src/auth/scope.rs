@@ -28,7 +28,7 @@ macro_rules! scopes {
 }
 
 scopes! {
-    /// Chat, in whichever dialect.
+    /// Chat, in whichever dialect, and how many tokens one would have.
     Chat = "chat";
     /// Completion of plain text.
     Completions = "completions";
@@ -42,7 +42,7 @@ scopes! {
     Classify = "classify";
     /// Speech.
     Audio = "audio";
-    /// Tokens of a text, the text of tokens, and how many there would be.
+    /// Tokens of a text, and the text of tokens.
     Tokenize = "tokenize";
     /// Which models there are, and what workers say of theirs.
     Models = "models";

@@ -302,14 +302,15 @@ fn unauthorized(message: &'static str) -> Failure {
 /// The family that a serving endpoint belongs to.
 pub(crate) const fn scope_of(endpoint: Endpoint) -> Scope {
     match endpoint {
-        Endpoint::ChatCompletions | Endpoint::Messages => Scope::Chat,
+        // Counting belongs to the messages it counts: their clients do both.
+        Endpoint::ChatCompletions | Endpoint::Messages | Endpoint::CountTokens => Scope::Chat,
         Endpoint::Completions | Endpoint::Generate => Scope::Completions,
         Endpoint::Responses => Scope::Responses,
         Endpoint::Embeddings => Scope::Embeddings,
         Endpoint::RerankV1 | Endpoint::Rerank | Endpoint::Score => Scope::Rerank,
         Endpoint::Classify => Scope::Classify,
         Endpoint::Transcriptions => Scope::Audio,
-        Endpoint::CountTokens | Endpoint::Tokenize | Endpoint::Detokenize => Scope::Tokenize,
+        Endpoint::Tokenize | Endpoint::Detokenize => Scope::Tokenize,
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod mesh;
 mod relayed;
+mod scopes;
 mod shared;
 mod support;
 mod tokens;

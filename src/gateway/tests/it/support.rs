@@ -15,6 +15,7 @@ use http::Request;
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use smg_auth::Authenticator;
 use smg_base::{Clock, PeerId, SplitMix, WorkerId};
 use smg_fleet::{
     ClusterVerdict, DirectPath, Fleet, FleetConfig, HealthConfig, Origin, ProbeDuty, Reach, Via, WorkerSpec,
@@ -95,6 +96,7 @@ pub(crate) struct Node {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) link: Arc<Link>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) authenticator: Arc<Authenticator>,
     registrar: Registrar,
 }
 
@@ -128,6 +130,8 @@ impl Node {
         let link = Arc::new(Link { own: Mutex::new(Some(id)), ..Link::default() });
         let upstream = Upstream::new(&smg_upstream::Config::default(), &registrar).unwrap().with_peers(link.clone());
         let gate = smg_admission::Gate::new(smg_admission::Config::default(), clock.clone(), &registrar);
+        let identity = smg_gateway::Identity::of_nobody(clock.clone());
+        let authenticator = identity.authenticator.clone();
         let parts = Parts {
             fleet: fleet.clone(),
             upstream,
@@ -140,13 +144,13 @@ impl Node {
             hash_seed: 7,
             prompt_tokens,
             prefix_page: None,
-            identity: smg_gateway::Identity::of_nobody(clock.clone()),
+            identity,
             limiter: Arc::new(smg_limits::Limiter::new(smg_limits::LimiterConfig::default())),
         };
         let mut settings = Settings { admin_access: AdminAccess::Anyone, ..Settings::default() };
         change(&mut settings);
         let gateway = Gateway::new(Config::default(), settings, parts);
-        Self { id, gateway, fleet, link, clock, registrar }
+        Self { id, gateway, fleet, link, clock, authenticator, registrar }
     }
 
     /// Lets this node open streams to `other`.
