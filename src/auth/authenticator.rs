@@ -11,6 +11,8 @@ use crate::{
     denied::Denied,
     key::{KeyRecord, KeyState, hash_of},
     principal::{Principal, Via},
+    provider::Provider,
+    token,
 };
 
 /// Where keys come from. Where a key is there twice, the later of these is the last word.
@@ -28,6 +30,7 @@ pub enum Origin {
 pub struct Authenticator {
     known: ArcSwap<Known>,
     origins: Mutex<BTreeMap<Origin, Vec<KeyRecord>>>,
+    provider: Option<Arc<Provider>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -48,7 +51,13 @@ const KEY_BYTES_MAX: usize = 4_096;
 impl Authenticator {
     /// One that knows nobody yet.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { known: ArcSwap::default(), origins: Mutex::default(), clock }
+        Self { known: ArcSwap::default(), origins: Mutex::default(), provider: None, clock }
+    }
+
+    /// The same, which also believes what this provider signs.
+    #[must_use]
+    pub fn with_provider(self, provider: Arc<Provider>) -> Self {
+        Self { provider: Some(provider), ..self }
     }
 
     /// Replaces the keys of one origin.
@@ -61,12 +70,16 @@ impl Authenticator {
 
     /// Whether it knows nobody, so that there is nothing to ask callers for.
     pub fn is_open(&self) -> bool {
-        self.known.load().is_empty()
+        self.provider.is_none() && self.known.load().is_empty()
     }
 
-    /// Who presents this credential.
+    /// Who presents this credential. Nothing is waited for, unless a token names a key that the provider may have made since it
+    /// was last asked.
     pub async fn identify(&self, offered: &str) -> Result<Arc<Principal>, Denied> {
-        std::future::ready(self.by_key(offered)).await
+        match &self.provider {
+            Some(provider) if token::is_token(offered) => provider.identify(offered).await,
+            _ => self.by_key(offered),
+        }
     }
 
     fn by_key(&self, offered: &str) -> Result<Arc<Principal>, Denied> {

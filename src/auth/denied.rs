@@ -1,5 +1,7 @@
 //! Why somebody is not let in.
 
+use crate::token::TokenFault;
+
 /// Why somebody is not let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denied {
@@ -11,6 +13,8 @@ pub enum Denied {
     Expired,
     /// The key was revoked.
     Revoked,
+    /// The token is not believed.
+    Token(TokenFault),
     /// The identity provider's keys are needed, and cannot be had.
     Unavailable,
 }
@@ -23,6 +27,8 @@ impl Denied {
             Self::Unknown => "the API key is not valid",
             Self::Expired => "the API key has expired",
             Self::Revoked => "the API key has been revoked",
+            Self::Token(TokenFault::Expired) => "the token has expired",
+            Self::Token(_) => "the token is not valid",
             Self::Unavailable => "tokens cannot be checked now, because the identity provider does not answer",
         }
     }
@@ -34,6 +40,7 @@ impl Denied {
             Self::Unknown => "unknown",
             Self::Expired => "expired",
             Self::Revoked => "revoked",
+            Self::Token(fault) => fault.as_str(),
             Self::Unavailable => "unavailable",
         }
     }
