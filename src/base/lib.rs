@@ -6,6 +6,7 @@
 
 pub mod backoff;
 pub mod bounded;
+pub mod calendar;
 pub mod fuzz;
 pub mod hash;
 pub mod id;

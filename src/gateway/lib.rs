@@ -13,7 +13,6 @@ mod affinity;
 mod app;
 mod body;
 mod budget;
-mod calendar;
 mod cluster;
 pub mod config;
 mod dispatch;

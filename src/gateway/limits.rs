@@ -9,14 +9,16 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use prometheus::{IntCounter, IntCounterVec};
 use smg_api::Family;
 use smg_auth::Principal;
-use smg_base::{ModelId, Timestamp};
+use smg_base::{
+    ModelId, Timestamp,
+    calendar::{self, Day},
+};
 use smg_infer::{Failure, FailureCode};
 use smg_limits::{Demand, Dimension, Refused, Reservation, Rule, Scope, Standing, Subject};
 use smg_runtime::metrics::Registrar;
 
 use crate::{
     app::Gateway,
-    calendar::{self, Day},
     config::Settings,
     edge::header_value,
     prepare::Prepared,

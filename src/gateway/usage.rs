@@ -7,9 +7,7 @@ use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use smg_base::{KeyId, ModelId, TenantId};
-
-use crate::calendar::Day;
+use smg_base::{KeyId, ModelId, TenantId, calendar::Day};
 
 /// Days that are kept: more than a year, so that the same month of two years can be compared.
 const DAYS_MAX: u32 = 400;

@@ -8,14 +8,13 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use smg_base::TenantId;
+use smg_base::{TenantId, calendar::Day};
 use smg_infer::{Failure, FailureCode};
 
 use super::Answer;
 use crate::{
     access::Guest,
     app::Gateway,
-    calendar::Day,
     questions,
     usage::{By, Line, Question, Sums},
 };

@@ -8,19 +8,21 @@ const SECONDS_OF_DAY: u64 = 24 * 3_600;
 
 /// A day, counted from the first of January 1970.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Day(u32);
+pub struct Day(u32);
 
 impl Day {
     /// The last day with four figures for its year.
     const LAST: u32 = 2_932_896;
 
-    pub(crate) fn of_unix_ms(unix_ms: u64) -> Self {
+    /// The day in which a moment lies, in milliseconds since the Unix epoch.
+    pub fn of_unix_ms(unix_ms: u64) -> Self {
         let days = unix_ms / 1_000 / SECONDS_OF_DAY;
         Self(u32::try_from(days).unwrap_or(Self::LAST).min(Self::LAST))
     }
 
     /// The day so many days before.
-    pub(crate) fn before(self, days: u32) -> Self {
+    #[must_use]
+    pub fn before(self, days: u32) -> Self {
         Self(self.0.saturating_sub(days))
     }
 
@@ -63,7 +65,7 @@ impl fmt::Display for Day {
 /// The text is no day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a day is written as 2026-11-25")]
-pub(crate) struct NotADay;
+pub struct NotADay;
 
 impl FromStr for Day {
     type Err = NotADay;
@@ -92,7 +94,7 @@ impl<'de> Deserialize<'de> for Day {
 }
 
 /// A moment as RFC 3339 writes it, to the second; rounded up, for it says when something is over.
-pub(crate) fn rfc3339(unix_ms: u64) -> String {
+pub fn rfc3339(unix_ms: u64) -> String {
     let seconds = unix_ms.div_ceil(1_000);
     let day = Day::of_unix_ms(seconds.saturating_mul(1_000));
     let of_day = seconds % SECONDS_OF_DAY;
