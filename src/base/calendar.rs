@@ -26,6 +26,11 @@ impl Day {
         Self(self.0.saturating_sub(days))
     }
 
+    /// When it begins, in seconds since the Unix epoch.
+    fn begins(self) -> u64 {
+        u64::from(self.0) * SECONDS_OF_DAY
+    }
+
     /// Year, month and day of the month (Hinnant, "chrono-compatible low-level date algorithms").
     fn civil(self) -> (u32, u32, u32) {
         let days = self.0 + 719_468;
@@ -101,6 +106,48 @@ pub fn rfc3339(unix_ms: u64) -> String {
     format!("{day}T{:02}:{:02}:{:02}Z", of_day / 3_600, of_day / 60 % 60, of_day % 60)
 }
 
+/// The text is no moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a moment is written as 2026-11-25 or 2026-11-25T18:30:00Z")]
+pub struct NotAMoment;
+
+/// The seconds since the Unix epoch of what RFC 3339 writes. A day alone is its beginning, in UTC; fractions of a second are left out.
+pub fn unix_seconds(text: &str) -> Result<u64, NotAMoment> {
+    let Some((day, time)) = text.split_once(['T', 't', ' ']) else {
+        return text.parse().map(Day::begins).map_err(|_| NotAMoment);
+    };
+    let day: Day = day.parse().map_err(|_| NotAMoment)?;
+    let (time, east) = match time.strip_suffix(['Z', 'z']) {
+        Some(time) => (time, 0),
+        None => {
+            let (time, offset) = time.split_at_checked(time.len().saturating_sub(6)).ok_or(NotAMoment)?;
+            let (hours, minutes) = offset.get(1..).and_then(|offset| offset.split_once(':')).ok_or(NotAMoment)?;
+            let seconds = i64::from(figures(hours, 23)? * 3_600 + figures(minutes, 59)? * 60);
+            match offset.as_bytes().first() {
+                Some(b'+') => (time, seconds),
+                Some(b'-') => (time, -seconds),
+                _ => return Err(NotAMoment),
+            }
+        }
+    };
+    let time = match time.split_once('.') {
+        Some((time, fraction)) if !fraction.is_empty() && fraction.bytes().all(|byte| byte.is_ascii_digit()) => time,
+        Some(_) => return Err(NotAMoment),
+        None => time,
+    };
+    let parts: Vec<&str> = time.splitn(4, ':').collect();
+    let &[hours, minutes, seconds] = &parts[..] else { return Err(NotAMoment) };
+    // A leap second counts as the one after it.
+    let of_day = figures(hours, 23)? * 3_600 + figures(minutes, 59)? * 60 + figures(seconds, 60)?;
+    (day.begins() + u64::from(of_day)).checked_add_signed(-east).ok_or(NotAMoment)
+}
+
+/// A number of two figures.
+fn figures(text: &str, max: u32) -> Result<u32, NotAMoment> {
+    let is_one = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_one.then(|| text.parse().ok()).flatten().filter(|number| *number <= max).ok_or(NotAMoment)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +167,44 @@ mod tests {
         }
         for text in ["", "2026", "2026-13-01", "2026-02-29", "2026-00-10", "26-11-25", "2026-11-25-1", "+026-11-25"] {
             assert_eq!(text.parse::<Day>(), Err(NotADay), "{text}");
+        }
+    }
+
+    #[test]
+    fn moments_are_read_in_any_zone() {
+        let check = |text: &str, expected: u64| assert_eq!(unix_seconds(text), Ok(expected), "{text}");
+        check("1970-01-01", 0);
+        check("2026-11-25", 1_795_564_800);
+        check("2026-11-25T00:00:00Z", 1_795_564_800);
+        check("2026-11-25t01:02:03.999z", 1_795_564_800 + 3_723);
+        check("2026-11-25 02:00:00+02:00", 1_795_564_800);
+        check("2026-11-24T19:30:00-04:30", 1_795_564_800);
+        check("1970-01-01T00:00:00-00:01", 60);
+        check("2026-11-25T23:59:60Z", 1_795_564_800 + 86_400);
+        for seconds in (0..4_000_000_000).step_by(9_999_991) {
+            assert_eq!(unix_seconds(&rfc3339(seconds * 1_000)), Ok(seconds));
+        }
+        for text in [
+            "",
+            "now",
+            "2026-11-25T",
+            "2026-11-25TZ",
+            "2026-11-25T10:00Z",
+            "2026-11-25T10:00:00",
+            "2026-11-25T24:00:00Z",
+            "2026-11-25T10:60:00Z",
+            "2026-11-25T10:00:61Z",
+            "2026-11-25T10:00:00.Z",
+            "2026-11-25T10:00:00.xZ",
+            "2026-11-25T10:00:00*01:00",
+            "2026-11-25T10:00:00+0100",
+            "2026-11-25T10:00:00+24:00",
+            "2026-11-25T10:00:00:00Z",
+            "2026-11-25T10:00:00\u{fc}1:00",
+            "2026-02-30T10:00:00Z",
+            "1970-01-01T00:00:00+00:01",
+        ] {
+            assert_eq!(unix_seconds(text), Err(NotAMoment), "{text}");
         }
     }
 
