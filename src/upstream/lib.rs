@@ -14,6 +14,8 @@
 //! A worker that is out of reach may be reached by a peer; [`relay`] hands it the request over a stream that is opened for
 //! it elsewhere.
 //!
+//! [`outside`] asks servers that are no workers for documents.
+//!
 //! What it deliberately does not know: how peers are found and spoken to, routing, retries on other workers, API dialects, and who sent a request.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests own their tasks"))]
@@ -33,6 +35,7 @@ pub mod kv;
 pub mod load;
 mod metrics;
 mod outbound;
+pub mod outside;
 mod pool;
 pub mod probe;
 pub mod relay;
