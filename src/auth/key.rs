@@ -102,9 +102,10 @@ const CHECK_CHARS: usize = 6;
 /// Characters of a key that are kept for people.
 const PREFIX_CHARS: usize = 12;
 
-const CLASSES: [&str; 4] = ["system", "interactive", "default", "bulk"];
-
 impl KeyRecord {
+    /// The priority classes that one may name.
+    pub const CLASSES: &'static [&'static str] = &["system", "interactive", "default", "bulk"];
+
     /// The record of a key of `tenant` that is yet to be made, for a caller that may use everything.
     pub fn new(name: String, tenant: &str, created: u64) -> Self {
         Self {
@@ -157,7 +158,7 @@ impl KeyRecord {
             () if !is_name(&self.name) => BadRecord::Name,
             () if !is_name(self.tenant.as_str()) => BadRecord::Tenant,
             () if !self.models.is_sensible() => BadRecord::Models,
-            () if self.class.as_deref().is_some_and(|class| !CLASSES.contains(&class)) => BadRecord::Class,
+            () if self.class.as_deref().is_some_and(|class| !Self::CLASSES.contains(&class)) => BadRecord::Class,
             () => return Ok(()),
         };
         Err(wrong)

@@ -19,6 +19,7 @@ mod settings;
 mod signals;
 mod usage;
 
+pub use auth::entry as keys;
 pub use error::Error;
 pub use node::{Node, metrics_reference};
 pub use smg_mesh::new_token as new_mesh_token;

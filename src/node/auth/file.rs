@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use smg_auth::{KeyRecord, Models, Role, Scopes};
+use smg_base::calendar::{NotAMoment, unix_seconds};
 
 use crate::config::{Secret, resolve_secret};
 
@@ -42,9 +43,9 @@ struct WrittenKey {
     scopes: Option<Vec<Box<str>>>,
     #[serde(default)]
     class: Option<String>,
-    /// Seconds since the Unix epoch.
+    /// A moment as TOML writes it, the same in quotes, or seconds since the Unix epoch.
     #[serde(default)]
-    expires: Option<u64>,
+    expires: Option<toml::Value>,
 }
 
 /// Reads the operator's file. The reason never holds a key.
@@ -54,7 +55,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<KeyRecord>, String> {
     parse(&text).map_err(named)
 }
 
-fn contents(path: &Path) -> Result<Option<String>, String> {
+pub(super) fn contents(path: &Path) -> Result<Option<String>, String> {
     match std::fs::metadata(path) {
         Ok(about) if about.len() > BYTES_MAX => return Err(format!("it has more than {BYTES_MAX} bytes")),
         Ok(_) => {}
@@ -64,19 +65,41 @@ fn contents(path: &Path) -> Result<Option<String>, String> {
     std::fs::read_to_string(path).map(Some).map_err(|error| error.to_string())
 }
 
-fn parse(text: &str) -> Result<Vec<KeyRecord>, String> {
+fn written(text: &str) -> Result<Vec<WrittenKey>, String> {
     // What toml says of an error quotes the line, which may hold a key.
     let written: Written = toml::from_str(text).map_err(|error| {
         let line = error.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));
         let place = line.map_or_else(String::new, |line| format!("line {line}: "));
         format!("{place}{}", error.message())
     })?;
-    let mut records = Vec::with_capacity(written.keys.len());
-    for key in written.keys {
+    Ok(written.keys)
+}
+
+/// The ids in a text, each of which is there once; what it refers to is not looked up.
+pub(super) fn ids(text: &str) -> Result<Vec<String>, String> {
+    let mut ids = Vec::new();
+    for key in written(text)? {
+        let id = key.id.unwrap_or_else(|| key.name.clone());
+        if ids.contains(&id) {
+            return Err(twice(&key.name));
+        }
+        ids.push(id);
+    }
+    Ok(ids)
+}
+
+fn twice(name: &str) -> String {
+    format!("the key '{name}' is there twice")
+}
+
+fn parse(text: &str) -> Result<Vec<KeyRecord>, String> {
+    let written = written(text)?;
+    let mut records = Vec::with_capacity(written.len());
+    for key in written {
         let name = key.name.clone();
         let record = key.record().map_err(|reason| format!("the key '{name}': {reason}"))?;
         if records.iter().any(|known: &KeyRecord| known.id == record.id || known.hash == record.hash) {
-            return Err(format!("the key '{name}' is there twice"));
+            return Err(twice(&name));
         }
         records.push(record);
     }
@@ -104,10 +127,20 @@ impl WrittenKey {
             record.scopes = Scopes::named(names.iter().map(|name| &**name)).map_err(|unknown| unknown.to_string())?;
         }
         record.class = self.class.map(Into::into);
-        record.expires = self.expires;
+        record.expires = self.expires.as_ref().map(moment).transpose()?;
         record.check().map_err(|wrong| wrong.to_string())?;
         Ok(record)
     }
+}
+
+fn moment(value: &toml::Value) -> Result<u64, String> {
+    let seconds = match value {
+        toml::Value::Integer(seconds) => u64::try_from(*seconds).map_err(|_| NotAMoment),
+        toml::Value::Datetime(moment) => unix_seconds(&moment.to_string()),
+        toml::Value::String(text) => unix_seconds(text),
+        _ => Err(NotAMoment),
+    };
+    seconds.map_err(|error| format!("expires: {error}"))
 }
 
 /// The key of an operator as the reference gateway writes it: `id:name:role:key`.
@@ -171,6 +204,23 @@ mod tests {
         assert!(records[0].models.allows("llama-3") && !records[0].models.allows("qwen"));
         assert!(records[0].scopes.allows(Scope::Models) && !records[0].scopes.allows(Scope::Chat));
         assert_eq!(records[1].scopes, Scopes::All);
+    }
+
+    #[test]
+    fn a_key_ends_at_a_moment_written_in_any_way() {
+        let check = |written: &str, expected: Result<u64, &str>| {
+            let text = format!("[[keys]]\nname = \"a\"\nkey = \"sk-a-key-of-some-length\"\nexpires = {written}\n");
+            let found = parse(&text).map(|records| records[0].expires.expect("it is there"));
+            assert_eq!(found, expected.map_err(|reason| format!("the key 'a': expires: {reason}")), "{written}");
+        };
+        let reason = "a moment is written as 2026-11-25 or 2026-11-25T18:30:00Z";
+        check("1795564800", Ok(1_795_564_800));
+        check("2026-11-25", Ok(1_795_564_800));
+        check("2026-11-25T02:00:00+02:00", Ok(1_795_564_800));
+        check("\"2026-11-25T00:00:00Z\"", Ok(1_795_564_800));
+        for wrong in ["2026-11-25T00:00:00", "10:00:00", "\"90d\"", "-1", "true", "1.5"] {
+            check(wrong, Err(reason));
+        }
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Who callers and operators are, as this node knows: where keys come from, where they are kept, what is taken down.
 
+pub mod entry;
 mod file;
 mod keys;
+pub(crate) mod provider;
 
 use std::{path::PathBuf, sync::Arc};
 
-use smg_auth::{AuditLog, AuditWriter, Authenticator, KeyRecord};
+use smg_auth::{AuditLog, AuditWriter, Authenticator, KeyRecord, Provider};
 use smg_base::Clock;
 use smg_gateway::{Cluster, Identity, KeyShelf};
 use smg_runtime::metrics::Registrar;
@@ -18,6 +20,8 @@ use crate::{config::Config, error::Error};
 /// What a node knows callers by, before it serves.
 pub(crate) struct Opened {
     pub(crate) keys: Arc<Keys>,
+    /// Whose tokens are believed; its keys are to be kept fresh.
+    pub(crate) provider: Option<Arc<Provider>>,
     audit: Option<Arc<AuditLog>>,
     /// Writes down what operators do; to be run.
     pub(crate) writer: Option<AuditWriter>,
@@ -26,6 +30,7 @@ pub(crate) struct Opened {
 /// Reads all keys there are. What cannot be read stops the node: without its keys it would be open.
 pub(crate) async fn open(
     config: &Config,
+    provider: Option<Arc<Provider>>,
     cluster: Option<Arc<dyn Cluster>>,
     clock: Arc<dyn Clock>,
     registrar: &Registrar,
@@ -41,7 +46,11 @@ pub(crate) async fn open(
         (None, Some(path)) => Place::File(usable(path)?),
         (None, None) => Place::None,
     };
-    let keys = Arc::new(Keys::new(Arc::new(Authenticator::new(clock)), place));
+    let authenticator = match &provider {
+        Some(provider) => Authenticator::new(clock).with_provider(provider.clone()),
+        None => Authenticator::new(clock),
+    };
+    let keys = Arc::new(Keys::new(Arc::new(authenticator), place));
     keys.take_made(made);
     keys.take_file(of_file(config).map_err(Error::Keys)?);
     let of_flags = config.sections.auth.control_plane_api_keys.iter().map(file::of_flag);
@@ -53,7 +62,7 @@ pub(crate) async fn open(
         }
         None => (None, None),
     };
-    Ok(Opened { keys, audit, writer })
+    Ok(Opened { keys, provider, audit, writer })
 }
 
 /// The keys of the file that the settings name.
