@@ -96,7 +96,6 @@ impl Scopes {
 
     /// Whether there is nothing that may not be used. Such a record says nothing of scopes, as those of versions that knew of
     /// none do.
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
     pub(crate) fn is_all(&self) -> bool {
         *self == Self::All
     }
@@ -114,8 +113,8 @@ impl Serialize for Scopes {
 impl<'de> Deserialize<'de> for Scopes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let names = Vec::<Box<str>>::deserialize(deserializer)?;
-        let is_sensible = |name: &Box<str>| (1..=Self::NAME_BYTES_MAX).contains(&name.len());
-        if names.len() > Self::LISTED_MAX || !names.iter().all(is_sensible) {
+        let is_sensible = |name: &str| (1..=Self::NAME_BYTES_MAX).contains(&name.len());
+        if names.len() > Self::LISTED_MAX || !names.iter().all(|name| is_sensible(name)) {
             return Err(de::Error::custom("the list of scopes is too long"));
         }
         Ok(Self::of(names.iter().map(|name| &**name)))
