@@ -35,6 +35,9 @@ pub struct AuditEntry {
     pub at: u64,
     /// Who did it.
     pub who: String,
+    /// How it is known who did it: by a key, the shared key, a token, or not at all. Lines of versions that did not say have none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub via: String,
     /// Where it came in.
     pub door: String,
     /// What was done.
@@ -203,6 +206,7 @@ mod tests {
         AuditEntry {
             at: 1,
             who: "ops".to_owned(),
+            via: String::new(),
             door: "admin".to_owned(),
             action: action.to_owned(),
             target: "w1".to_owned(),
@@ -222,7 +226,8 @@ mod tests {
             let (log, writer) = AuditLog::open(&path, &Registrar::new()).await.expect("there is room");
             assert_eq!(log.newest(10).len(), 2 * run, "what was written is read again");
             log.record(entry("POST /keys"));
-            log.record(entry("DELETE /keys/a"));
+            // The one line says how, the other is as those of versions that did not.
+            log.record(AuditEntry { via: "token".to_owned(), ..entry("DELETE /keys/a") });
             assert_eq!(log.newest(1)[0].action, "DELETE /keys/a");
             drop(log);
             writer.run().await;
@@ -230,6 +235,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).expect("it was written");
         assert_eq!((text.lines().count(), broken_line(&text)), (4, None));
         assert_eq!(broken_line(&text.replacen("ops", "eve", 1)), Some(1));
+        assert_eq!(broken_line(&text.replacen("token", "key", 1)), Some(2));
         let without_second: Vec<&str> =
             text.lines().enumerate().filter(|(index, _)| *index != 1).map(|(_, line)| line).collect();
         assert_eq!(broken_line(&without_second.join("\n")), Some(2));

@@ -73,6 +73,11 @@ impl Authenticator {
         self.provider.is_none() && self.known.load().is_empty()
     }
 
+    /// Whether a token can make somebody an operator.
+    pub fn believes_operators(&self) -> bool {
+        self.provider.as_ref().is_some_and(|provider| provider.names_operators())
+    }
+
     /// Who presents this credential. Nothing is waited for, unless a token names a key that the provider may have made since it
     /// was last asked.
     pub async fn identify(&self, offered: &str) -> Result<Arc<Principal>, Denied> {

@@ -18,7 +18,7 @@ use crate::{
     denied::Denied,
     fetch::{Fetch, FetchError},
     jwks::{self, BadKeys, KeySet},
-    principal::Principal,
+    principal::{Principal, Role},
     token::{Expected, Head, TokenFault},
 };
 
@@ -177,6 +177,11 @@ impl Provider {
         drop(refetch);
         self.ended.send_replace(());
         pause
+    }
+
+    /// Whether one of its roles is that of an admin here.
+    pub(crate) fn names_operators(&self) -> bool {
+        self.config.claims.role_of.values().any(|role| *role == Role::Admin)
     }
 
     /// Who presents this token. Nothing is waited for, unless it names a key that the provider may have made since it was last

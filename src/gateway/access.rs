@@ -137,7 +137,9 @@ impl Access {
             Role::Admin => Ok(principal),
             Role::Viewer if matches!(*visit.method, Method::GET | Method::HEAD) => Ok(principal),
             Role::Viewer => Err(forbidden("a viewer may look at everything and change nothing")),
-            Role::Caller => Err(forbidden("this key is for callers; the admin API wants one with the role admin")),
+            Role::Caller => {
+                Err(forbidden("this key or token is for callers; the admin API wants one with the role admin"))
+            }
         }
     }
 
@@ -158,7 +160,7 @@ impl Access {
         for one in offered {
             match self.authenticator.identify(one).await {
                 Ok(principal) => match &found {
-                    Some(known) if known.via != principal.via || known.key != principal.key => {
+                    Some(known) if *known != principal => {
                         let message = "the credentials in this request are those of different callers; send one";
                         return Err(Refused { failure: unauthorized(message), reason: "ambiguous" });
                     }
@@ -186,7 +188,7 @@ impl Access {
 
     /// Whether an operator could still get in if the keys that operators make were all gone.
     pub(crate) fn has_own_key(&self, settings: &Settings) -> bool {
-        settings.admin_key.is_some() || settings.api_key.is_some()
+        settings.admin_key.is_some() || settings.api_key.is_some() || self.authenticator.believes_operators()
     }
 
     fn without_key(&self, visit: Visit<'_>, settings: &Settings) -> Result<Arc<Principal>, Refused> {

@@ -73,6 +73,9 @@ pub enum Error {
         /// Why.
         String,
     ),
+    /// The identity provider's keys cannot be had, so that nobody could call. Nothing was started.
+    #[error("the identity provider: {0}")]
+    Provider(#[from] smg_auth::ProviderError),
     /// What operators do cannot be taken down. Nothing was started.
     #[error(transparent)]
     Audit(#[from] smg_auth::AuditError),

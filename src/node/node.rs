@@ -121,6 +121,7 @@ impl Node {
         let scope = mesh::scope(&config, &host_name);
         let fleet = Arc::new(Fleet::new(settings::fleet(&config, scope.clone())));
         add_workers(&fleet, &config, &*clock)?;
+        let provider = auth::provider::open(&config, clock.clone(), &registrar).await?;
         let sockets = bind(&config, inherited).await?;
         let usage_file = usage::path(&config, &inputs.env, &name);
         let mesh = if config.sections.mesh.enable_mesh {
@@ -136,7 +137,8 @@ impl Node {
         } else {
             None
         };
-        let auth = auth::open(&config, mesh.as_ref().map(Mesh::cluster), clock.clone(), &registrar).await?;
+        let cluster = mesh.as_ref().map(Mesh::cluster);
+        let auth = auth::open(&config, provider, cluster, clock.clone(), &registrar).await?;
         let given = Given { fleet, clock, mesh: mesh.as_ref(), auth: &auth };
         let services = Services::build(&config, &telemetry, &registrar, given)?;
         if let Some(path) = &usage_file {
@@ -256,6 +258,9 @@ impl Node {
         services.limits.clone().start(&tasks);
         if let Some(path) = usage_file {
             tasks.spawn(TaskKind::Background, "usage", usage::keep(gateway.clone(), path, shutdown.clone()));
+        }
+        if let Some(provider) = auth.provider {
+            tasks.spawn(TaskKind::Background, "identity provider", async move { provider.keep_fresh().await });
         }
         if let Some(writer) = auth.writer {
             tasks.spawn(TaskKind::Background, "audit log", writer.run());
@@ -536,6 +541,7 @@ pub fn metrics_reference() -> Vec<smg_runtime::metrics::Description> {
     let _prefixes = Prefixes::new(0, fleet, None, &registrar);
     let _channel = smg_runtime::channel::<()>("reference", 1, &registrar);
     smg_mesh::describe(&registrar);
+    let _provider = smg_auth::describe(&registrar);
     let _reload = reload::ReloadMetrics::new(&registrar);
     Tasks::new(shutdown).observe(&registrar);
     vitals::observe(&registrar);

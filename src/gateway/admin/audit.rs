@@ -6,7 +6,7 @@ use axum::extract::{Query, State};
 use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use smg_auth::{AuditEntry, Principal};
+use smg_auth::{AuditEntry, Principal, Via};
 use smg_base::RequestId;
 use smg_infer::{Failure, FailureCode};
 
@@ -28,6 +28,13 @@ pub(crate) struct Attempt {
     path: String,
     address: String,
     request_id: RequestId,
+}
+
+/// Who it was, and how that is known.
+#[derive(Clone, Copy)]
+struct Author<'a> {
+    who: &'a str,
+    via: &'static str,
 }
 
 /// Entries shown if nothing else is asked for, and at most.
@@ -63,24 +70,31 @@ impl Attempt {
 
     /// Takes down that it was refused at the door.
     pub(crate) fn denied(self, gateway: &Gateway, reason: &'static str) {
-        self.write(gateway, "nobody known", None, format!("denied: {reason}"));
+        self.write(gateway, Author { who: "nobody known", via: "" }, None, format!("denied: {reason}"));
     }
 
     /// Takes down how it ended.
-    pub(crate) fn ended(self, gateway: &Gateway, who: &Principal, status: StatusCode, change: Option<&Change>) {
-        let who = match &who.key {
-            Some(key) => format!("{} ({key})", who.name),
-            None => who.name.to_string(),
+    pub(crate) fn ended(self, gateway: &Gateway, principal: &Principal, status: StatusCode, change: Option<&Change>) {
+        let who = match &principal.key {
+            Some(key) => format!("{} ({key})", principal.name),
+            None => principal.name.to_string(),
         };
         let outcome = if status.is_success() { "done".to_owned() } else { format!("refused: {}", status.as_u16()) };
-        self.write(gateway, &who, change, outcome);
+        let via = match principal.via {
+            Via::Key => "key",
+            Via::SharedKey => "shared key",
+            Via::Token => "token",
+            Via::Open => "open",
+        };
+        self.write(gateway, Author { who: &who, via }, change, outcome);
     }
 
-    fn write(self, gateway: &Gateway, who: &str, change: Option<&Change>, outcome: String) {
+    fn write(self, gateway: &Gateway, author: Author<'_>, change: Option<&Change>, outcome: String) {
         let Some(audit) = &gateway.access.audit else { return };
         audit.record(AuditEntry {
             at: gateway.clock.unix_ms(),
-            who: who.to_owned(),
+            who: author.who.to_owned(),
+            via: author.via.to_owned(),
             door: "admin".to_owned(),
             action: format!("{} {}", self.method, self.path),
             target: change.map(|change| change.target.clone()).unwrap_or_default(),

@@ -7,6 +7,7 @@ use std::{
 };
 
 use smg_base::ModelId;
+use smg_upstream::outside::Outside;
 
 use super::{Config, Entry, Fault, Place, Problem, Sections, Source, sections::LogFormat};
 
@@ -55,6 +56,7 @@ pub(super) fn check(config: &Config, found: &mut Findings) {
     edge(&config.sections, found);
     times(&config.sections, found);
     operation(&config.sections, found);
+    tokens(&config.sections, found);
     files(&config.sections, found);
     mesh(config, found);
     for model in &config.models {
@@ -121,7 +123,8 @@ fn edge(sections: &Sections, found: &mut Findings) {
         &["auth.trust_tenant_header", "auth.trusted_proxies"],
         "a header with the tenant is believed from trusted proxies only, and none is named",
     );
-    let has_keys = auth.keys_file.is_some() || auth.require_key || !auth.control_plane_api_keys.is_empty();
+    let asks = auth.keys_file.is_some() || auth.require_key || auth.jwt_issuer.is_some();
+    let has_keys = asks || !auth.control_plane_api_keys.is_empty();
     let is_open = sections.security.api_key.is_none() && sections.security.admin_api_key.is_none() && !has_keys;
     found.warn(
         is_open && !listener.host.is_loopback(),
@@ -224,6 +227,60 @@ fn mesh(config: &Config, found: &mut Findings) {
     );
 }
 
+/// Longest time that clocks may be apart: more is not a matter of clocks.
+const LEEWAY_MAX: Duration = Duration::from_secs(600);
+
+/// The identity provider. A setting that says something of tokens while none are believed stops the node: whoever wrote it does
+/// not expect an open gateway.
+fn tokens(sections: &Sections, found: &mut Findings) {
+    let auth = &sections.auth;
+    let Some(issuer) = &auth.jwt_issuer else {
+        let said = [
+            ("auth.jwt_audience", !auth.jwt_audience.is_empty()),
+            ("auth.jwt_jwks_uri", auth.jwt_jwks_uri.is_some()),
+            ("auth.jwt_tenant_claim", auth.jwt_tenant_claim.is_some()),
+            ("auth.jwt_role_mapping", !auth.jwt_role_mapping.is_empty()),
+        ];
+        for (key, is_said) in said {
+            found.refuse(
+                is_said,
+                &[key, "auth.jwt_issuer"],
+                "tokens are believed of a provider that is named, and none is",
+            );
+        }
+        return;
+    };
+    found.refuse(
+        auth.jwt_audience.is_empty(),
+        &["auth.jwt_audience", "auth.jwt_issuer"],
+        "a provider makes tokens for many; say whom those must be meant for that open this gateway",
+    );
+    found.refuse(
+        issuer.contains(['?', '#']),
+        &["auth.jwt_issuer"],
+        "the URL of a provider has no query and no fragment",
+    );
+    let urls = [("auth.jwt_issuer", Some(issuer)), ("auth.jwt_jwks_uri", auth.jwt_jwks_uri.as_ref())];
+    for (key, url) in urls.into_iter().filter_map(|(key, url)| Some((key, url?))) {
+        if let Err(error) = Outside::check(url, auth.security()) {
+            found.problems.push(together(&[key], Fault::Invalid(format!("{url}: {error}"))));
+        }
+    }
+    found.refuse(
+        auth.jwt_keys_kept_for < auth.jwt_refresh_interval,
+        &["auth.jwt_keys_kept_for", "auth.jwt_refresh_interval"],
+        "the provider's keys would be forgotten before they are fetched again",
+    );
+    found.refuse(auth.jwt_leeway > LEEWAY_MAX, &["auth.jwt_leeway"], "clocks that are more than 10m apart are wrong");
+    let is_theirs = auth.jwt_role_mapping.iter().any(|role| role.ours == smg_auth::Role::Admin);
+    let is_ours = sections.security.admin_api_key.is_some() || sections.security.api_key.is_some();
+    found.warn(
+        !is_theirs && !is_ours && auth.control_plane_api_keys.is_empty() && auth.keys_file.is_none(),
+        &["auth.jwt_role_mapping", "security.admin_api_key"],
+        "nobody is an admin, by a token or by a key of the settings",
+    );
+}
+
 /// Files that are named must be there; whether their content is right is found out by whoever reads it.
 fn files(sections: &Sections, found: &mut Findings) {
     let (tls, upstream) = (&sections.tls, &sections.upstream);
@@ -240,7 +297,8 @@ fn files(sections: &Sections, found: &mut Findings) {
     let single = named.iter().filter_map(|(key, path)| Some((*key, path.as_deref()?)));
     let authorities = upstream.ca_cert_paths.iter().map(|path| ("upstream.ca_cert_paths", path.as_path()));
     let of_mesh = sections.mesh.mesh_ca.iter().map(|path| ("mesh.mesh_ca", path.as_path()));
-    for (key, path) in single.chain(authorities).chain(of_mesh) {
+    let of_provider = sections.auth.jwt_ca_cert_paths.iter().map(|path| ("auth.jwt_ca_cert_paths", path.as_path()));
+    for (key, path) in single.chain(authorities).chain(of_mesh).chain(of_provider) {
         if let Some(reason) = unreadable(path) {
             let fault = Fault::Invalid(format!("{}: {reason}", path.display()));
             found.problems.push(together(&[key], fault));

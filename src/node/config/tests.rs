@@ -164,6 +164,49 @@ fn values_that_contradict_each_other_are_refused() {
 }
 
 #[test]
+fn a_provider_of_tokens_is_checked_as_a_whole() {
+    let check = |args: &str, expected: &[&str]| {
+        let found = problems("", &args.split_whitespace().collect::<Vec<_>>(), &[]);
+        assert_eq!(found.len(), expected.len(), "{args}: {found:#?}");
+        for expected in expected {
+            assert!(found.iter().any(|problem| problem.contains(expected)), "{expected}\nis not in\n{found:#?}");
+        }
+    };
+    let nobody = "and none is";
+    check(
+        "--jwt-audience smg",
+        &["auth.jwt_audience and auth.jwt_issuer: tokens are believed of a provider that is named"],
+    );
+    check("--jwt-jwks-uri https://id.test/keys --jwt-role-mapping a=admin --jwt-tenant-claim org", &[nobody; 3]);
+    check("--jwt-issuer https://id.test", &["auth.jwt_audience and auth.jwt_issuer: a provider makes tokens for many"]);
+    let with = |more: &str| format!("--jwt-issuer https://id.test --jwt-audience smg {more}");
+    check("--jwt-issuer http://id.test --jwt-audience smg", &["plain http is not allowed"]);
+    check("--jwt-issuer id.test --jwt-audience smg", &["auth.jwt_issuer: id.test: it is no url"]);
+    check("--jwt-issuer https://id.test?x=1 --jwt-audience smg", &["no query and no fragment"]);
+    check(&with("--jwt-jwks-uri http://id.test/keys"), &["auth.jwt_jwks_uri: http://id.test/keys: it is not https"]);
+    check(&with("--jwt-jwks-uri file:///etc/passwd"), &["it is no url"]);
+    check(&with("--jwt-role-mapping a=root"), &["must be theirs=ours"]);
+    check(&with("--jwt-leeway 1h"), &["more than 10m apart"]);
+    check(&with("--jwt-keys-kept-for 1m"), &["would be forgotten"]);
+    check(&with("--jwt-ca-cert-paths /nowhere"), &["auth.jwt_ca_cert_paths: /nowhere: "]);
+    check(&with("--jwt-allow-networks ten"), &["a network is an address"]);
+}
+
+#[test]
+fn a_gateway_that_believes_tokens_is_not_open() {
+    let file = "[auth]\njwt_issuer = 'https://id.test/'\njwt_audience = ['smg', 'smg-too']\njwt_role_mapping = ['a=admin', 'b=user']";
+    let config = good(file, &["--host", "::"], &[("SMG_JWT_TENANT_CLAIM", "org.id")]);
+    let auth = &config.sections.auth;
+    assert_eq!(auth.jwt_issuer.as_deref(), Some("https://id.test/"));
+    assert_eq!((auth.jwt_audience.len(), auth.jwt_role_mapping.len()), (2, 2));
+    assert_eq!((auth.jwt_tenant_claim.as_deref(), &*auth.jwt_role_claim), (Some("org.id"), "roles"));
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let config = good("", &["--host", "::", "--jwt-issuer", "https://id.test", "--jwt-audience", "smg"], &[]);
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    assert!(matches!(&warnings[..], [only] if only.contains("nobody is an admin")), "{warnings:?}");
+}
+
+#[test]
 fn a_mesh_is_checked_as_a_whole() {
     let check = |args: &str, expected: &[&str]| {
         let found = problems("", &args.split_whitespace().collect::<Vec<_>>(), &[]);

@@ -50,6 +50,9 @@ pub enum BadValue {
     /// Not a name.
     #[error("must be 1 to {0} letters, digits, dots, dashes or underscores")]
     Name(usize),
+    /// Not what could stand in a token.
+    #[error("must be 1 to 512 characters without spaces at its ends")]
+    Claim,
     /// Not the name or address of a machine.
     #[error("must be a name or an address, without a port")]
     Host,
@@ -288,6 +291,12 @@ fn name(text: &str, bytes_max: usize) -> Result<String, BadValue> {
     if is_name { Ok(text.to_owned()) } else { Err(BadValue::Name(bytes_max)) }
 }
 
+/// A claim of a token, or the value of one. It is compared to the letter.
+pub fn claim(text: &str) -> Result<String, BadValue> {
+    let is_sensible = (1..=512).contains(&text.len()) && text.trim() == text && !text.chars().any(char::is_control);
+    if is_sensible { Ok(text.to_owned()) } else { Err(BadValue::Claim) }
+}
+
 /// The name or address of a machine. An IPv6 address may stand in brackets, which are taken off.
 pub fn host(text: &str) -> Result<String, BadValue> {
     let text = text.trim();
@@ -386,6 +395,8 @@ mod tests {
         assert_eq!(chunk_size("1KiB"), Ok(ByteSize(1_024)));
         assert!(chunk_size("0").is_err() && chunk_size("1MiB").is_err());
         assert!(url_path("/health").is_ok() && url_path("health").is_err() && url_path("/a b").is_err());
+        assert_eq!(claim("https://id.test/").as_deref(), Ok("https://id.test/"));
+        assert!(claim("").is_err() && claim(" a").is_err() && claim("a\n").is_err());
         assert!(node_name("a-1.b").is_ok() && node_name("").is_err() && node_name("a b").is_err());
         assert!(node_name(&"a".repeat(64)).is_err() && mesh_name(&"a".repeat(64)).is_ok());
     }

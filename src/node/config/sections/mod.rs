@@ -17,7 +17,7 @@ mod workers;
 use clap::Args;
 
 pub use admission::{Admission, ClassTerms, NotTerms};
-pub use auth::{Auth, Isolation};
+pub use auth::{Auth, Isolation, NotARole, RoleMapping};
 pub use edge::{AdminAccess, Limits, Listener, Security, Tls};
 pub use mesh::Mesh;
 pub use operation::{AccessLog, Compatibility, LogFormat, Logging, Metrics, Node, Tracing};
