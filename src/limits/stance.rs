@@ -96,6 +96,11 @@ impl Stance {
         }
     }
 
+    /// One of how many parts of what is divided a node that stands so may spend, by [`Self::class`]; zero where it may spend none.
+    pub fn parts(&self, now: Timestamp) -> [u32; Self::CLASSES] {
+        self.shares.map(|share| share.filter(|_| now < self.rights_until).map_or(0, |share| share.members.max(1)))
+    }
+
     /// What a node that stands so may take by `rule`, `lent` being what it was lent of others' rights (negative: lent away or owed).
     pub fn allowance(&self, rule: &Rule, lent: i64, now: Timestamp) -> Allowance {
         let share = self.shares[Self::class(rule.window)];

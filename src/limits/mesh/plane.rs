@@ -96,6 +96,8 @@ pub struct Tally {
     pub seats: u64,
     /// Classes of windows in which this node's part may not grow yet.
     pub pending: u8,
+    /// One of how many parts of what is divided is this node's to spend, by [`Stance::class`]; zero where none is.
+    pub parts: [u32; Stance::CLASSES],
 }
 
 /// What was told of a counter.
@@ -299,6 +301,7 @@ impl Plane {
             view: view.map_or(0, |view| view.number),
             seats: view.map_or(0, |view| view.seats.len() as u64),
             pending: if self.views.seated().is_some() { self.views.pending() } else { 0 },
+            parts: self.limiter.stance().parts(self.looked),
             ..self.tally
         }
     }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use prometheus::Histogram;
-use smg_limits::{Limiter, mesh::Tally};
+use smg_limits::{Limiter, Stance, Window, mesh::Tally};
 use smg_runtime::metrics::{Registrar, catch_up};
 
 /// How late what other nodes count may be heard: from very near to another continent.
@@ -34,6 +34,11 @@ impl LimitMetrics {
         let full = registrar.counter("smg_limit_full_total", "Charges refused because all counters were in use");
         let view = registrar.gauge("smg_limit_view", "Number of the view that divides rights among nodes, 0 for none");
         let seats = registrar.gauge("smg_limit_seats", "Nodes that divide rights");
+        let parts = registrar.gauge_vec(
+            "smg_limit_parts",
+            "One of how many parts of what is divided this node may spend now, by window of the limit; 0 for none",
+            &["window"],
+        );
         let counters = registrar.gauge("smg_limit_counters", "Counters of limits that are held");
         let held = registrar.gauge("smg_limit_counter_bytes", "Bytes that counters of limits take");
         let metrics = Self { staleness, tally: Arc::default() };
@@ -49,6 +54,10 @@ impl LimitMetrics {
             catch_up(&full, figures.full);
             view.set(i64::try_from(tally.view).unwrap_or(i64::MAX));
             seats.set(i64::try_from(tally.seats).unwrap_or(i64::MAX));
+            for (class, one_of) in tally.parts.into_iter().enumerate() {
+                let window = Window::ALL.into_iter().find(|window| Stance::class(Some(*window)) == class);
+                parts.with_label_values(&[window.map_or("none", Window::as_str)]).set(i64::from(one_of));
+            }
             counters.set(i64::try_from(figures.counters).unwrap_or(i64::MAX));
             held.set(i64::try_from(figures.bytes).unwrap_or(i64::MAX));
         });
