@@ -19,13 +19,13 @@ use crate::{
     fetch::{Fetch, FetchError},
     jwks::{self, BadKeys, KeySet},
     principal::{Principal, Role},
-    token::{Expected, Head, TokenFault},
+    token::{Expected, Head},
 };
 
 /// Longest description of itself that a provider may give.
 const DISCOVERY_BYTES_MAX: usize = 64 << 10;
 
-/// Shortest time between two fetches that tokens cause, so that made-up names of keys do not become requests at the provider:
+/// Shortest time between two fetches that tokens cause, so that made-up tokens do not become requests at the provider:
 /// from the end of one to the beginning of the next.
 const REFETCH_EVERY: Duration = Duration::from_secs(10);
 
@@ -184,12 +184,12 @@ impl Provider {
         self.config.claims.role_of.values().any(|role| *role == Role::Admin)
     }
 
-    /// Who presents this token. Nothing is waited for, unless it names a key that the provider may have made since it was last
-    /// asked.
+    /// Who presents this token. Nothing is waited for, unless a key would prove it that the provider may have made since it was
+    /// last asked.
     pub async fn identify(&self, token: &str) -> Result<Arc<Principal>, Denied> {
         let head = Head::read(token).map_err(Denied::Token)?;
         let claims = match head.verify(token, &self.held()?.keys) {
-            Err(TokenFault::UnknownKey) if head.names_key() && self.has_asked_again().await => {
+            Err(fault) if head.may_have_newer_key(fault) && self.has_asked_again().await => {
                 head.verify(token, &self.held()?.keys)
             }
             judged => judged,

@@ -23,6 +23,7 @@ use crate::{
 
 /// Made once: primes take a while.
 static RSA: LazyLock<Signer> = LazyLock::new(|| Signer::rsa("rsa"));
+static MAIN: LazyLock<Signer> = LazyLock::new(|| Signer::p256("main"));
 static EC: LazyLock<Signer> = LazyLock::new(|| Signer::p256("ec"));
 
 const LEEWAY: u64 = 30;
@@ -194,8 +195,8 @@ async fn a_token_that_nobody_or_somebody_else_signed_is_refused() {
 
 #[tokio::test]
 async fn keys_that_a_token_brings_along_are_not_looked_at() {
-    let world = world(&[&RSA]).await;
-    let stranger = Signer::rsa("stranger");
+    let world = world(&[&MAIN]).await;
+    let stranger = Signer::p256("stranger");
     let brought = [
         json!({ "jwk": stranger.jwk() }),
         json!({ "jku": "https://evil.test/jwks" }),
@@ -204,9 +205,9 @@ async fn keys_that_a_token_brings_along_are_not_looked_at() {
     ];
     let before = world.site.asked();
     for mut head in brought {
-        head["alg"] = "RS256".into();
-        head["kid"] = "rsa".into();
-        let (own, foreign) = (RSA.token_with(&head, &world.claims()), stranger.token_with(&head, &world.claims()));
+        head["alg"] = "ES256".into();
+        head["kid"] = "main".into();
+        let (own, foreign) = (MAIN.token_with(&head, &world.claims()), stranger.token_with(&head, &world.claims()));
         world.check("it is signed by the provider all the same", &own, None).await;
         world.check("it is signed by what it brings", &foreign, Some(TokenFault::Signature)).await;
     }
@@ -217,13 +218,13 @@ async fn keys_that_a_token_brings_along_are_not_looked_at() {
 async fn heads_that_want_more_than_is_understood_are_refused() {
     use TokenFault::{Critical, Type};
 
-    let world = world(&[&RSA]).await;
+    let world = world(&[&MAIN]).await;
     let check = async |head: Value, expected: Option<TokenFault>| {
-        let mut whole = json!({ "alg": "RS256", "kid": "rsa" });
+        let mut whole = json!({ "alg": "ES256", "kid": "main" });
         for (name, value) in head.as_object().expect("it is an object") {
             whole[name] = value.clone();
         }
-        world.check(&head.to_string(), &RSA.token_with(&whole, &world.claims()), expected).await;
+        world.check(&head.to_string(), &MAIN.token_with(&whole, &world.claims()), expected).await;
     };
     check(json!({}), None).await;
     check(json!({ "typ": "at+jwt" }), None).await;
@@ -239,9 +240,9 @@ async fn heads_that_want_more_than_is_understood_are_refused() {
 
 #[tokio::test]
 async fn what_is_no_token_is_refused_without_a_look_at_keys() {
-    let world = world(&[&RSA]).await;
-    let good = RSA.token(&world.claims());
-    let deep = format!("{{\"alg\":\"RS256\",\"x\":{}{}}}", "[".repeat(3_000), "]".repeat(3_000));
+    let world = world(&[&MAIN]).await;
+    let good = MAIN.token(&world.claims());
+    let deep = format!("{{\"alg\":\"ES256\",\"x\":{}{}}}", "[".repeat(3_000), "]".repeat(3_000));
     let garbage = [
         String::new(),
         "..".to_owned(),
@@ -253,12 +254,12 @@ async fn what_is_no_token_is_refused_without_a_look_at_keys() {
         format!("{good}="),
         format!("{good}.{good}"),
         good.replace('.', ""),
-        format!("{}.x", base64(b"{\"alg\":\"RS256\"}")),
+        format!("{}.x", base64(b"{\"alg\":\"ES256\"}")),
         format!("{}.x.y", base64(b"null")),
         format!("{}.x.y", base64(b"[]")),
-        format!("{}.x.y", base64(b"{\"alg\":\"RS256\",\"alg\":\"RS256\"}")),
+        format!("{}.x.y", base64(b"{\"alg\":\"ES256\",\"alg\":\"ES256\"}")),
         format!("{}.x.y", base64(deep.as_bytes())),
-        RSA.token(&world.claims_with(&json!({ "more": "x".repeat(16 << 10) }))),
+        MAIN.token(&world.claims_with(&json!({ "more": "x".repeat(16 << 10) }))),
     ];
     let before = world.site.asked();
     for token in garbage {
@@ -270,7 +271,7 @@ async fn what_is_no_token_is_refused_without_a_look_at_keys() {
         );
     }
     for claims in [json!([]), json!("text"), json!(null), json!(1)] {
-        world.check("claims that are no object", &RSA.token(&claims), Some(TokenFault::Malformed)).await;
+        world.check("claims that are no object", &MAIN.token(&claims), Some(TokenFault::Malformed)).await;
     }
     assert_eq!(world.site.asked(), before);
 }
@@ -279,9 +280,9 @@ async fn what_is_no_token_is_refused_without_a_look_at_keys() {
 async fn a_token_of_or_for_somebody_else_is_refused() {
     use TokenFault::{Audience, Issuer, Tenant};
 
-    let world = world(&[&RSA]).await;
+    let world = world(&[&MAIN]).await;
     let check = async |changed: Value, expected: Option<TokenFault>| {
-        world.check(&changed.to_string(), &RSA.token(&world.claims_with(&changed)), expected).await;
+        world.check(&changed.to_string(), &MAIN.token(&world.claims_with(&changed)), expected).await;
     };
     for issuer in
         [json!("https://id.test/realm/"), json!("https://ID.test/realm"), json!(""), json!([ISSUER]), json!(null)]
@@ -305,7 +306,7 @@ async fn a_token_of_or_for_somebody_else_is_refused() {
     check(json!({ "aud": [1, null, "smg"] }), None).await;
     check(json!({ "org": "" }), Some(Tenant)).await;
     for (name, expected) in [("iss", Issuer), ("aud", Audience), ("org", Tenant)] {
-        world.check(name, &RSA.token(&world.claims_without(name)), Some(expected)).await;
+        world.check(name, &MAIN.token(&world.claims_without(name)), Some(expected)).await;
     }
 }
 
@@ -313,10 +314,10 @@ async fn a_token_of_or_for_somebody_else_is_refused() {
 async fn times_hold_within_what_clocks_may_be_apart() {
     use TokenFault::{Expired, Malformed, NotYet};
 
-    let world = world(&[&RSA]).await;
+    let world = world(&[&MAIN]).await;
     let now = world.now();
     let check = async |changed: Value, expected: Option<TokenFault>| {
-        world.check(&changed.to_string(), &RSA.token(&world.claims_with(&changed)), expected).await;
+        world.check(&changed.to_string(), &MAIN.token(&world.claims_with(&changed)), expected).await;
     };
     check(json!({ "exp": now + 1 }), None).await;
     check(json!({ "exp": now - LEEWAY + 1 }), None).await;
@@ -334,7 +335,7 @@ async fn times_hold_within_what_clocks_may_be_apart() {
             check(json!({ name: odd }), Some(Malformed)).await;
         }
     }
-    world.check("no end", &RSA.token(&world.claims_without("exp")), Some(Expired)).await;
+    world.check("no end", &MAIN.token(&world.claims_without("exp")), Some(Expired)).await;
 }
 
 #[tokio::test]
@@ -370,7 +371,7 @@ async fn a_provider_that_cannot_be_believed_or_asked_does_not_open() {
 
 #[tokio::test]
 async fn keys_may_be_somewhere_that_nobody_is_asked_for() {
-    let site = Site::with(&[&RSA]);
+    let site = Site::with(&[&MAIN]);
     site.remove(DISCOVERY);
     let config = ProviderConfig { keys_url: Some(KEYS.to_owned()), ..config() };
     let opened = Provider::open(config, site.clone(), Arc::new(ManualClock::default()), &Registrar::new()).await;
@@ -380,23 +381,31 @@ async fn keys_may_be_somewhere_that_nobody_is_asked_for() {
 
 #[tokio::test(start_paused = true)]
 async fn the_one_key_of_a_provider_needs_no_name() {
-    let nameless = Signer::p256("").nameless();
+    let (nameless, newer) = (Signer::p256("").nameless(), Signer::p256("").nameless());
     let world = world(&[&nameless]).await;
-    world.check("no name", &nameless.token(&world.claims()), None).await;
-    let named = nameless.token_with(&json!({ "alg": "ES256", "kid": "x" }), &world.claims());
-    world.check("a name", &named, Some(TokenFault::UnknownKey)).await;
     world
-        .check("no name, another algorithm", &nameless.token_in("RS256", &world.claims()), Some(TokenFault::Algorithm))
+        .kept_fresh(async {
+            let claims = world.claims();
+            world.check("no name", &nameless.token(&claims), None).await;
+            let other = nameless.token_in("RS256", &claims);
+            world.check("no name, another algorithm", &other, Some(TokenFault::Algorithm)).await;
+            world.site.publish(&[&newer]);
+            world.check("a newer key, no name", &newer.token(&claims), None).await;
+            world.check("taken back", &nameless.token(&claims), Some(TokenFault::Signature)).await;
+            assert_eq!(world.site.asked(), 4, "its description and its keys, twice");
+            let named = newer.token_with(&json!({ "alg": "ES256", "kid": "x" }), &claims);
+            world.check("a name", &named, Some(TokenFault::UnknownKey)).await;
+        })
         .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_new_key_is_fetched_once_for_all_who_come_with_it() {
-    let world = world(&[&RSA]).await;
+    let world = world(&[&MAIN]).await;
     world
         .kept_fresh(async {
             let before = world.site.asked();
-            world.site.publish(&[&RSA, &EC]);
+            world.site.publish(&[&MAIN, &EC]);
             world.site.set_answers(Answers::Later);
             let token = EC.token(&world.claims());
             let callers = (0..50).map(|_| world.denied(&token));
@@ -408,25 +417,25 @@ async fn a_new_key_is_fetched_once_for_all_who_come_with_it() {
             assert!(denied.iter().all(Option::is_none), "{denied:?}");
             assert_eq!(world.site.asked(), before + 2, "its description and its keys, once");
             // Whoever signs with a key that is known waits for nothing.
-            world.check("a known key", &RSA.token(&world.claims()), None).await;
+            world.check("a known key", &MAIN.token(&world.claims()), None).await;
         })
         .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn made_up_names_and_broken_tokens_do_not_become_requests() {
-    let world = world(&[&RSA, &EC]).await;
+    let world = world(&[&MAIN, &EC]).await;
     world
         .kept_fresh(async {
             let before = world.site.asked();
             let claims = world.claims();
-            let good = RSA.token(&claims);
+            let good = MAIN.token(&claims);
             let harmless = [
                 good[..good.len() - 10].to_owned(),
-                RSA.token_with(&json!({ "alg": "RS256" }), &claims),
-                RSA.token_with(&json!({ "alg": "HS256", "kid": "unknown" }), &claims),
-                RSA.token(&world.claims_with(&json!({ "iss": "https://evil.test" }))),
-                RSA.token(&world.claims_with(&json!({ "exp": 1 }))),
+                MAIN.token_with(&json!({ "alg": "ES256" }), &claims),
+                MAIN.token_with(&json!({ "alg": "HS256", "kid": "unknown" }), &claims),
+                MAIN.token(&world.claims_with(&json!({ "iss": "https://evil.test" }))),
+                MAIN.token(&world.claims_with(&json!({ "exp": 1 }))),
             ];
             for token in &harmless {
                 assert!(world.denied(token).await.is_some());
@@ -434,8 +443,8 @@ async fn made_up_names_and_broken_tokens_do_not_become_requests() {
             assert_eq!(world.site.asked(), before);
             for round in 1..=3 {
                 for index in 0..20 {
-                    let head = json!({ "alg": "RS256", "kid": format!("made-up-{round}-{index}") });
-                    world.check("a made-up name", &RSA.token_with(&head, &claims), Some(TokenFault::UnknownKey)).await;
+                    let head = json!({ "alg": "ES256", "kid": format!("made-up-{round}-{index}") });
+                    world.check("a made-up name", &MAIN.token_with(&head, &claims), Some(TokenFault::UnknownKey)).await;
                 }
                 assert_eq!(world.site.asked(), before + 2 * round, "one fetch within ten seconds");
                 world.pass(Duration::from_secs(10)).await;
@@ -446,7 +455,7 @@ async fn made_up_names_and_broken_tokens_do_not_become_requests() {
 
 #[tokio::test(start_paused = true)]
 async fn a_provider_that_hangs_holds_up_only_who_needs_it_and_not_for_long() {
-    let world = world(&[&RSA]).await;
+    let world = world(&[&MAIN]).await;
     world
         .kept_fresh(async {
             world.site.set_answers(Answers::Later);
@@ -454,10 +463,10 @@ async fn a_provider_that_hangs_holds_up_only_who_needs_it_and_not_for_long() {
             world.check("a new key", &EC.token(&world.claims()), Some(TokenFault::UnknownKey)).await;
             assert!(begun.elapsed() <= Duration::from_secs(3), "{:?}", begun.elapsed());
             let begun = tokio::time::Instant::now();
-            world.check("a known key", &RSA.token(&world.claims()), None).await;
+            world.check("a known key", &MAIN.token(&world.claims()), None).await;
             assert_eq!(begun.elapsed(), Duration::ZERO);
             // Somebody who gave up has not stopped the fetch.
-            world.site.publish(&[&RSA, &EC]);
+            world.site.publish(&[&MAIN, &EC]);
             world.site.set_answers(Answers::Now);
             world.site.is_asked(4).await;
         })
@@ -466,32 +475,32 @@ async fn a_provider_that_hangs_holds_up_only_who_needs_it_and_not_for_long() {
 
 #[tokio::test(start_paused = true)]
 async fn known_keys_stay_while_the_provider_is_away_and_end_at_last() {
-    let world = world(&[&RSA]).await;
+    let world = world(&[&MAIN]).await;
     world
         .kept_fresh(async {
             let before = world.site.asked();
             world.site.remove(DISCOVERY);
             world.pass(REFRESH).await;
             world.site.is_asked(before + 1).await;
-            world.check("away", &RSA.token(&world.claims()), None).await;
+            world.check("away", &MAIN.token(&world.claims()), None).await;
             assert!(world.fetches("failed"));
             // It is asked again sooner than it usually is.
             world.pass(Duration::from_secs(30)).await;
             world.site.is_asked(before + 2).await;
             world.clock.advance(9 * REFRESH);
-            assert_eq!(world.denied(&RSA.token(&world.claims())).await, Some(Denied::Unavailable));
+            assert_eq!(world.denied(&MAIN.token(&world.claims())).await, Some(Denied::Unavailable));
             world.site.put(DISCOVERY, json!({ "issuer": ISSUER, "jwks_uri": KEYS }));
             world.pass(Duration::from_secs(30)).await;
             world.site.is_asked(before + 4).await;
             tokio::task::yield_now().await;
-            world.check("back", &RSA.token(&world.claims()), None).await;
+            world.check("back", &MAIN.token(&world.claims()), None).await;
         })
         .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_key_that_the_provider_took_back_is_believed_no_longer() {
-    let world = world(&[&RSA, &EC]).await;
+    let world = world(&[&MAIN, &EC]).await;
     world
         .kept_fresh(async {
             world.site.publish(&[&EC]);
@@ -499,7 +508,7 @@ async fn a_key_that_the_provider_took_back_is_believed_no_longer() {
             world.pass(REFRESH).await;
             world.site.is_asked(before + 2).await;
             tokio::task::yield_now().await;
-            world.check("taken back", &RSA.token(&world.claims()), Some(TokenFault::UnknownKey)).await;
+            world.check("taken back", &MAIN.token(&world.claims()), Some(TokenFault::UnknownKey)).await;
             world.check("still there", &EC.token(&world.claims()), None).await;
         })
         .await;
@@ -507,8 +516,8 @@ async fn a_key_that_the_provider_took_back_is_believed_no_longer() {
 
 #[tokio::test]
 async fn tokens_and_keys_are_known_side_by_side_and_never_taken_for_each_other() {
-    let world = world(&[&RSA]).await;
-    let good = RSA.token(&world.claims());
+    let world = world(&[&MAIN]).await;
+    let good = MAIN.token(&world.claims());
     let authenticator = Authenticator::new(world.clock.clone()).with_provider(world.provider.clone());
     assert!(!authenticator.is_open(), "there is somebody whose tokens are believed");
     let broken = good[..good.len() - 10].to_owned();

@@ -111,9 +111,13 @@ impl Head {
         Ok(Self { kid: head.kid, algorithm: head.alg })
     }
 
-    /// Whether it says which key signed it.
-    pub(crate) fn names_key(&self) -> bool {
-        self.kid.is_some()
+    /// Whether the provider may have a newer key that would prove the token: where the one that it names is not known, or where
+    /// it names none and the only key there is did not sign it.
+    pub(crate) fn may_have_newer_key(&self, fault: TokenFault) -> bool {
+        match self.kid {
+            Some(_) => fault == TokenFault::UnknownKey,
+            None => fault == TokenFault::Signature,
+        }
     }
 
     /// What the token claims, if a key of the set signed it.
