@@ -10,6 +10,7 @@ mod config;
 #[cfg(feature = "lab")]
 mod demo;
 mod explain;
+mod keys;
 mod launch;
 mod limits;
 mod mesh;
@@ -32,7 +33,10 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use http::StatusCode;
-use smg_node::config::{Config, ConfigErrors, Flags, Inputs, flags};
+use smg_node::{
+    config::{Config, ConfigErrors, Flags, Inputs, flags},
+    keys::KeyError,
+};
 
 /// An engine-agnostic LLM gateway.
 ///
@@ -59,6 +63,9 @@ enum Verb {
     /// Look at the mesh of a running gateway, make a secret for a new one, take a node out.
     #[command(subcommand)]
     Mesh(mesh::Verb),
+    /// Make, list, change and revoke the keys of callers and operators.
+    #[command(subcommand)]
+    Keys(keys::Verb),
     /// Tell why a request went where it went.
     Explain(explain::Args),
     /// Show the limits in force, and how they stand for somebody.
@@ -93,6 +100,9 @@ enum Failure {
     /// The gateway could not be asked, or refused.
     #[error(transparent)]
     Client(#[from] client::Error),
+    /// A key cannot be made or hashed here.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
     /// A worker was waited for long enough. It goes on with its requests.
     #[error("the worker still has {requests} requests; they go on")]
     Unfinished {
@@ -124,7 +134,8 @@ impl Failure {
 
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Config(_) | Self::Usage(_) => ExitCode::from(2),
+            Self::Keys(KeyError::File { .. } | KeyError::NoRandomness(_) | KeyError::Entry(_)) => ExitCode::FAILURE,
+            Self::Config(_) | Self::Usage(_) | Self::Keys(_) => ExitCode::from(2),
             Self::Client(_) | Self::Unfinished { .. } | Self::System { .. } | Self::Launch(_) => ExitCode::FAILURE,
         }
     }
@@ -174,6 +185,7 @@ fn dispatch(matches: &ArgMatches) -> Result<(), Failure> {
         Some(Verb::Config(verb)) => config::run(&verb, &inputs()),
         Some(Verb::Workers(verb)) => workers::run(verb),
         Some(Verb::Mesh(verb)) => mesh::run(&verb),
+        Some(Verb::Keys(verb)) => keys::run(&verb),
         Some(Verb::Explain(args)) => explain::run(&args),
         Some(Verb::Limits(args)) => limits::run(&args),
         Some(Verb::Usage(args)) => usage::run(&args),

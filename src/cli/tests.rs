@@ -167,6 +167,84 @@ fn commands_about_the_mesh_ask_the_admin_api() {
 }
 
 #[test]
+fn commands_about_keys_ask_the_admin_api() {
+    const KEY: &str = r#"{"id":"key_1","name":"research","tenant":"acme","state":"active","expires":1795564800}"#;
+    const MADE: &str = r#"{"id":"key_2","name":"research","tenant":"acme","key":"smg-secret"}"#;
+    const KEYS: &str =
+        r#"{"keys":[{"id":"key_1","name":"a b","state":"active"},{"id":"key_0","name":"a b","state":"revoked"}]}"#;
+    let answers: &'static [_] = Box::leak(Box::new([
+        ("200 OK", KEYS),
+        ("200 OK", KEY),
+        ("201 Created", MADE),
+        ("201 Created", MADE),
+        ("200 OK", KEY),
+        ("200 OK", KEY),
+        ("200 OK", KEY),
+        ("201 Created", MADE),
+        ("200 OK", KEY),
+        ("404 Not Found", "{}"),
+        ("200 OK", KEYS),
+        ("200 OK", KEY),
+    ]));
+    let (url, asked) = gateway(answers);
+    let commands = [
+        "smg keys list --active",
+        "smg keys show key_1 --output json",
+        "smg keys create research",
+        "smg keys create research --tenant acme --role viewer --model m --model l-* --scope chat,models --class bulk --expires 90d",
+        "smg keys update key_1 --name other --scope * --expires never",
+        "smg keys rotate key_1 --overlap 2h",
+        "smg keys revoke a\u{a0}b",
+    ];
+    for words in commands {
+        let words = format!("{words} --url {url} --api-key k");
+        // A name with a space stays one word.
+        let words = words.split(' ').map(|word| word.replace('\u{a0}', " "));
+        let matches = command().try_get_matches_from(words).unwrap_or_else(|error| panic!("{error}"));
+        dispatch(&matches).unwrap_or_else(|failure| panic!("{matches:?}: {failure}"));
+    }
+    let expected = [
+        "GET /keys HTTP/1.1 Bearer k ",
+        "GET /keys/key_1 HTTP/1.1 Bearer k ",
+        "POST /keys HTTP/1.1 Bearer k {\"name\":\"research\"}",
+        "POST /keys HTTP/1.1 Bearer k {\"class\":\"bulk\",\"expires_in\":7776000,\"models\":[\"m\",\"l-*\"],\"name\":\"research\",\"role\":\"viewer\",\"scopes\":[\"chat\",\"models\"],\"tenant\":\"acme\"}",
+        "GET /keys/key_1 HTTP/1.1 Bearer k ",
+        "PATCH /keys/key_1 HTTP/1.1 Bearer k {\"expires\":null,\"name\":\"other\",\"scopes\":[\"*\"]}",
+        "GET /keys/key_1 HTTP/1.1 Bearer k ",
+        "POST /keys/key_1/rotate HTTP/1.1 Bearer k {\"overlap\":7200}",
+        "GET /keys/key_1 HTTP/1.1 Bearer k ",
+        "GET /keys/a%20b HTTP/1.1 Bearer k ",
+        "GET /keys HTTP/1.1 Bearer k ",
+        "DELETE /keys/key_1 HTTP/1.1 Bearer k ",
+    ];
+    assert_eq!(asked.join().expect("the gateway ends"), expected);
+}
+
+#[test]
+fn slips_about_keys_are_found_before_a_gateway_is_asked() {
+    let check = |words: &str, expected: &str| {
+        let told = match command().try_get_matches_from(words.split_whitespace()) {
+            Ok(matches) => {
+                let failure = dispatch(&matches).expect_err(words);
+                assert_eq!(failure.exit_code(), ExitCode::from(2), "{words}: {failure}");
+                failure.to_string()
+            }
+            Err(error) => error.to_string(),
+        };
+        assert!(told.contains(expected), "{words}: {told}");
+    };
+    check("smg keys create a --scope chit --url http://127.0.0.1:1", "chat, completions");
+    check("smg keys create a --expires 90 --url http://127.0.0.1:1", "90d or 12h");
+    check("smg keys create a --expires 2001-01-01 --url http://127.0.0.1:1", "over already");
+    check("smg keys rotate a --overlap 24 --url http://127.0.0.1:1", "with a unit");
+    check("smg keys update a --url http://127.0.0.1:1", "say what to change");
+    check("smg keys create --url http://127.0.0.1:1", "<NAME>");
+    check("smg keys generate", "<NAME>");
+    check("smg keys generate a --expires 2001-01-01", "over already");
+    check("smg keys hash sk-as-an-argument", "unexpected argument");
+}
+
+#[test]
 fn a_drain_can_be_waited_for() {
     let check = |last: &'static str, wait: &str| {
         let answers = Box::leak(Box::new([("202 Accepted", "{}"), ("200 OK", r#"{"load":2}"#), (last, "{}")]));
@@ -195,6 +273,21 @@ fn what_the_gateway_refuses_is_told_in_its_words() {
     check(&[("404 Not Found", "gone")], "smg explain x", "the gateway answered 404 Not Found: gone");
     check(&[("200 OK", "<html>")], "smg workers list", "the gateway's answer is not JSON; is URL/ an smg?");
     check(&[("200 OK", r#"{"workers":[]}"#)], "smg workers drain http://a:1", "there is no worker http://a:1");
+    check(
+        &[("404 Not Found", "{}"), ("200 OK", r#"{"keys":[]}"#)],
+        "smg keys revoke x",
+        "there is no key x; see smg keys list",
+    );
+    let twice = r#"{"keys":[{"id":"k1","name":"x","state":"active"},{"id":"k2","name":"x","state":"expired"}]}"#;
+    let answers = Box::leak(Box::new([("404 Not Found", "{}"), ("200 OK", twice)]));
+    check(answers, "smg keys revoke x", "several keys are called x; name one by its id: k1 (active), k2 (expired)");
+    let refusal = r#"{"error":{"message":"a viewer may look at everything and change nothing"}}"#;
+    let answers = Box::leak(Box::new([("403 Forbidden", refusal)]));
+    check(
+        answers,
+        "smg keys create x",
+        "the gateway answered 403 Forbidden: a viewer may look at everything and change nothing; give the admin key",
+    );
     let unreachable = run_words("smg workers list --url http://127.0.0.1:1").expect_err("nobody is there").to_string();
     assert!(unreachable.contains("is it running?"), "{unreachable}");
     let no_url = run_words("smg workers list --url 127.0.0.1").expect_err("it is no url").to_string();

@@ -4,15 +4,21 @@ use std::{
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize, de::IntoDeserializer};
 use smg_auth::{BadRecord, KeyRecord, Models, NoRandomness, Role, Scope, Scopes, UnknownScope};
-use smg_base::{Secret, calendar::rfc3339};
+use smg_base::{
+    Secret,
+    calendar::{rfc3339, unix_seconds},
+};
 use smg_gateway::KeyHash;
 use toml::value::Datetime;
 
 use super::file;
+use crate::config::value;
 
 /// The names of roles.
 pub const ROLES: &[&str] = &["caller", "viewer", "admin"];
@@ -71,6 +77,64 @@ pub enum KeyError {
         /// Why.
         reason: String,
     },
+}
+
+/// When a key is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// Not by itself.
+    Never,
+    /// So long from now.
+    In(Duration),
+    /// At this moment, in seconds since the Unix epoch.
+    At(u64),
+}
+
+/// The text is no time. Nothing was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotATime {
+    /// It is no moment that can come.
+    #[error("say how long from now, such as 90d or 12h, or when, such as 2027-01-31 or 2027-01-31T18:00:00Z, or never")]
+    Expiry,
+    /// It is no span.
+    #[error("a span is a number with a unit, such as 30m, 24h or 7d")]
+    Span,
+}
+
+impl FromStr for Expiry {
+    type Err = NotATime;
+
+    fn from_str(text: &str) -> Result<Self, NotATime> {
+        let text = text.trim();
+        if text == "never" {
+            return Ok(Self::Never);
+        }
+        let of_span = || span(text).map(Self::In);
+        unix_seconds(text).map(Self::At).or_else(|_| of_span()).map_err(|_| NotATime::Expiry)
+    }
+}
+
+impl Expiry {
+    /// In seconds since the Unix epoch, where `now` is counted so too.
+    pub fn unix_seconds(self, now: u64) -> Option<u64> {
+        match self {
+            Self::Never => None,
+            Self::In(span) => Some(now.saturating_add(span.as_secs())),
+            Self::At(moment) => Some(moment),
+        }
+    }
+}
+
+/// A duration that says what it counts: a bare number could mean days to one and seconds to another.
+pub fn span(text: &str) -> Result<Duration, NotATime> {
+    let text = text.trim();
+    let is_bare = text != "0" && text.ends_with(|last: char| last.is_ascii_digit());
+    if is_bare { Err(NotATime::Span) } else { value::seconds(text).map_err(|_| NotATime::Span) }
+}
+
+/// Seconds since the Unix epoch as RFC 3339 writes them.
+pub fn moment(unix_seconds: u64) -> String {
+    rfc3339(unix_seconds.saturating_mul(1_000))
 }
 
 /// Longest key that is hashed; nodes look at no longer ones either.
@@ -147,7 +211,7 @@ fn entry_of(record: &KeyRecord) -> Result<String, toml::ser::Error> {
         models: Some(&record.models).filter(|models| **models != Models::All),
         scopes: Some(&record.scopes).filter(|scopes| **scopes != Scopes::All),
         class: record.class.as_deref(),
-        expires: record.expires.and_then(|seconds| rfc3339(seconds.saturating_mul(1_000)).parse().ok()),
+        expires: record.expires.and_then(|seconds| moment(seconds).parse().ok()),
     };
     toml::to_string(&Entries { keys: [entry] })
 }
@@ -259,6 +323,23 @@ mod tests {
         made.append_to(&path).expect("what another key refers to need not be here");
         let text = std::fs::read_to_string(&path).expect("it is there");
         assert!(text.starts_with("# ours\n") && text.ends_with(&format!("}}\"\n\n{}", made.entry)), "{text}");
+    }
+
+    #[test]
+    fn a_key_ends_in_some_time_at_some_time_or_never() {
+        let check = |text: &str, expected: Result<Option<u64>, NotATime>| {
+            assert_eq!(text.parse().map(|expiry: Expiry| expiry.unix_seconds(1_000)), expected, "{text}");
+        };
+        check("never", Ok(None));
+        check("90d", Ok(Some(1_000 + 90 * 86_400)));
+        check(" 12h ", Ok(Some(1_000 + 12 * 3_600)));
+        check("2026-11-25", Ok(Some(1_795_564_800)));
+        check("2026-11-25T01:00:00+01:00", Ok(Some(1_795_564_800)));
+        for text in ["90", "1798761600", "", "soon", "90 days", "-1d", "2026-13-01", "2026-11-25T10:00"] {
+            check(text, Err(NotATime::Expiry));
+        }
+        assert_eq!(span("0"), Ok(Duration::ZERO));
+        assert_eq!(span("24"), Err(NotATime::Span));
     }
 
     #[test]
