@@ -1,4 +1,4 @@
-"""Starts one gateway and two fake engines for the SDK scenarios.
+"""Starts gateways and fake engines for the SDK scenarios.
 
 The binary under test comes from SMG_BIN; everything listens on loopback and is stopped at the end.
 """
@@ -16,6 +16,12 @@ import pytest
 
 KEY = "sk-gateway"
 MODEL = "demo"
+RECORDED = "recorded"
+
+
+def environment():
+    """That of a node whose settings are its flags."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SMG_")}
 
 
 def free_port():
@@ -46,25 +52,36 @@ def wait_until(url, process, seconds=30):
 
 
 class Cluster:
-    """A gateway and its engines."""
+    """A gateway and its engines, beside workers that are there already."""
 
-    def __init__(self, binary):
+    def __init__(self, binary, access=("--api-key", KEY), engines=2, workers=(), log=None):
         self.binary = binary
         self.processes = []
-        self.engines = [self.engine(index) for index in range(2)]
+        try:
+            self.engines = [self.engine(index) for index in range(engines)]
+            self.launch(access, [*self.engines, *workers], log)
+        except BaseException:
+            self.stop()
+            raise
+
+    def launch(self, access, workers, log):
         self.port = free_port()
+        self.metrics_url = f"http://127.0.0.1:{free_port()}/metrics"
         self.url = f"http://127.0.0.1:{self.port}"
         self.gateway = self.start(
             "launch", "--host", "127.0.0.1", "--port", self.port, "--prometheus-host", "127.0.0.1",
-            "--prometheus-port", free_port(), "--api-key", KEY, "--policy", "round_robin",
-            "--stall-timeout", "1s", "--first-token-timeout", "2s", "--log-level", "warn",
-            "--drain-delay", "0s", "--worker-urls", *self.engines,
+            "--prometheus-port", self.metrics_url.split(":")[2].split("/")[0], "--policy", "round_robin",
+            "--stall-timeout", "1s", "--first-token-timeout", "2s", "--log-level", "debug" if log else "warn",
+            "--drain-delay", "0s", *access, *(["--worker-urls", *workers] if workers else []), log=log,
         )
+        if not workers:
+            wait_until(f"{self.url}/livez", self.gateway)
+            return
         wait_until(f"{self.url}/readyz", self.gateway)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            workers = fetch(f"{self.url}/workers", headers=self.auth)["workers"]
-            if all(worker["status"] == "ready" and worker["model_id"] == MODEL for worker in workers):
+            found = fetch(f"{self.url}/workers", headers=self.auth)["workers"]
+            if all(worker["status"] == "ready" and worker["model_id"] in (MODEL, RECORDED) for worker in found):
                 return
             time.sleep(0.02)
         raise AssertionError("the workers did not become ready")
@@ -79,9 +96,10 @@ class Cluster:
         wait_until(f"http://127.0.0.1:{port}/health", process)
         return f"http://127.0.0.1:{port}"
 
-    def start(self, *arguments):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SMG_")}
-        process = subprocess.Popen([self.binary, *map(str, arguments)], env=environment, cwd="/")
+    def start(self, *arguments, log=None):
+        process = subprocess.Popen(
+            [self.binary, *map(str, arguments)], env=environment(), cwd="/", stdout=log, stderr=log
+        )
         self.processes.append(process)
         return process
 
