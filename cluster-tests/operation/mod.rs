@@ -2,6 +2,7 @@
 
 mod command_line;
 mod explain;
+mod keys;
 mod logs;
 mod metrics;
 mod openapi;
