@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use smg_base::{KeyId, TenantId};
 
-use crate::scope::Scopes;
+use crate::{key::BadRecord, scope::Scopes};
 
 /// What somebody may do at the admin API; at the serving endpoints each may call what its scopes say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,7 +90,7 @@ impl<'de> Deserialize<'de> for Models {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let names = Vec::<Box<str>>::deserialize(deserializer)?;
         let models = Self::listed(names.iter().map(|name| &**name));
-        if models.is_sensible() { Ok(models) } else { Err(de::Error::custom("the list of models is too long")) }
+        if models.is_sensible() { Ok(models) } else { Err(de::Error::custom(BadRecord::Models)) }
     }
 }
 

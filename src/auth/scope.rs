@@ -115,7 +115,7 @@ impl<'de> Deserialize<'de> for Scopes {
         let names = Vec::<Box<str>>::deserialize(deserializer)?;
         let is_sensible = |name: &str| (1..=Self::NAME_BYTES_MAX).contains(&name.len());
         if names.len() > Self::LISTED_MAX || !names.iter().all(|name| is_sensible(name)) {
-            return Err(de::Error::custom("the list of scopes is too long"));
+            return Err(de::Error::custom("there are at most 64 names of scopes, each of 1 to 64 bytes"));
         }
         Ok(Self::of(names.iter().map(|name| &**name)))
     }

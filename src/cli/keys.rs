@@ -29,6 +29,9 @@ pub(super) enum Verb {
     /// Show what is known of a key.
     Show(One),
     /// Make a key, and print it this one time.
+    ///
+    /// Where nothing else is said, its holder may use all models and all endpoints, do nothing at the admin API, and go on for ever.
+    /// The key is all that goes to standard output.
     Create(Box<Create>),
     /// Change what a key may do.
     Update(Box<Update>),
@@ -37,8 +40,12 @@ pub(super) enum Verb {
     /// Revoke a key on all nodes, for good.
     Revoke(One),
     /// Make a key for the file that --keys-file names, without asking a gateway.
+    ///
+    /// The file holds the hash of the key alone. The key is all that goes to standard output.
     Generate(Box<Generate>),
     /// Read a key from standard input and print the line that stands for it in that file.
+    ///
+    /// A key is no argument of a command: other users of the machine can see those.
     Hash,
 }
 
@@ -123,10 +130,10 @@ struct Rights {
     /// What its holder may do at the admin API: nothing, look, or everything
     #[arg(long, value_parser = PossibleValuesParser::new(ROLES))]
     role: Option<String>,
-    /// A model that its holder may use; `llama-*` is all that begin like it, `*` is all, as by default
+    /// A model that its holder may use; `llama-*` is all that begin like it, `*` is all
     #[arg(long = "model", value_name = "MODEL", value_delimiter = ',')]
     models: Vec<String>,
-    /// A family of endpoints that its holder may use; `*` is all, as by default
+    /// A family of endpoints that its holder may use; `*` is all
     #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',',
         value_parser = PossibleValuesParser::new(SCOPES.iter().copied().chain(["*"])))]
     scopes: Vec<String>,

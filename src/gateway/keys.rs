@@ -12,6 +12,9 @@ pub trait KeyShelf: Send + Sync {
     /// Every key there is, sorted by id.
     fn all(&self) -> Vec<Kept>;
 
+    /// Whether there is a place for keys that operators make.
+    fn has_room(&self) -> bool;
+
     /// Keeps a record in the place of an earlier one. When this is done, the record is in force here, and will be wherever
     /// else it is to be.
     fn keep(&self, record: KeyRecord) -> BoxFuture<'static, Result<(), ClusterError>>;

@@ -168,6 +168,9 @@ fn answered(done: Result<Done, Failure>) -> Response {
 /// Gives `record` a key of its own and keeps it.
 async fn make(gateway: &Gateway, record: KeyRecord) -> Result<Done, Failure> {
     let shelf = shelf(gateway)?;
+    if !shelf.has_room() {
+        return Err(no_room(FailureCode::InvalidRequest));
+    }
     let kept = shelf.all();
     if kept.len() >= KEYS_MAX {
         let message = format!("there are {KEYS_MAX} keys already, those that were revoked included");
@@ -284,13 +287,11 @@ fn own(gateway: &Gateway, id: &str) -> Result<Kept, Failure> {
 }
 
 fn shelf(gateway: &Gateway) -> Result<Arc<dyn KeyShelf>, Failure> {
-    let none = || {
-        Failure::new(
-            FailureCode::NotFound,
-            "there is no place for keys: --data-dir names a folder, --enable-mesh shares them",
-        )
-    };
-    gateway.access.shelf.clone().ok_or_else(none)
+    gateway.access.shelf.clone().ok_or_else(|| no_room(FailureCode::NotFound))
+}
+
+fn no_room(code: FailureCode) -> Failure {
+    Failure::new(code, "there is no place for keys: --data-dir names a folder, --enable-mesh shares them")
 }
 
 fn now(gateway: &Gateway) -> u64 {

@@ -227,6 +227,11 @@ impl Generated {
             text if text.ends_with('\n') => "\n",
             _ => "\n\n",
         };
+        let known = file::ids(&before).map_err(failed)?;
+        let own = file::ids(&self.entry).map_err(failed)?;
+        if let Some(id) = own.iter().find(|id| known.contains(id)) {
+            return Err(failed(format!("there is a key '{id}' already; give the new one another name")));
+        }
         file::ids(&format!("{before}{between}{}", self.entry)).map_err(failed)?;
         let mut options = std::fs::OpenOptions::new();
         let mut file =
@@ -316,7 +321,7 @@ mod tests {
             assert!(error.contains(expected) && error.contains("keys.toml"), "{error}");
             assert_eq!(std::fs::read_to_string(&path).expect("it is there"), text);
         };
-        check("[[keys]]\nname = \"a\"\nhash = \"00\"\n", "the key 'a' is there twice");
+        check("[[keys]]\nname = \"a\"\nhash = \"00\"\n", "there is a key 'a' already");
         check("keys = []", "line ");
         check("colour = \"red\"\n", "colour");
         std::fs::write(&path, "# ours\n[[keys]]\nname = \"b\"\nkey = \"${NO_SUCH_VARIABLE}\"").expect("there is room");

@@ -140,6 +140,10 @@ impl KeyShelf for Shelf {
         kept.collect::<BTreeMap<_, _>>().into_values().collect()
     }
 
+    fn has_room(&self) -> bool {
+        !matches!(self.0.place, Place::None)
+    }
+
     fn keep(&self, record: KeyRecord) -> BoxFuture<'static, Result<(), ClusterError>> {
         let keys = self.0.clone();
         Box::pin(async move {
