@@ -57,6 +57,8 @@ pub(crate) async fn set_config(
 ) -> Answer {
     let value: Result<Value, _> = serde_json::from_slice(&body);
     match value {
+        // There, what a key may do is judged, and whether somebody could still administer the gateway.
+        _ if section == "key" => Failure::new(FailureCode::InvalidRequest, "keys are made and changed at /keys").into(),
         Ok(Value::Null) | Err(_) => {
             Failure::new(FailureCode::InvalidRequest, "the body is the value, as JSON, such as \"llama-3\"").into()
         }

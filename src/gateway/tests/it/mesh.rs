@@ -177,6 +177,7 @@ async fn shared_settings_are_named_by_section_and_name() {
     for body in ["", "m", "null"] {
         check("PUT", "/mesh/config/alias/a", body, StatusCode::BAD_REQUEST, "").await;
     }
+    check("PUT", "/mesh/config/key/key_1", "{\"id\": \"key_1\"}", StatusCode::BAD_REQUEST, "").await;
     for (error, expected) in [
         (ClusterError::UnknownSection, StatusCode::NOT_FOUND),
         (ClusterError::Invalid("no"), StatusCode::BAD_REQUEST),
