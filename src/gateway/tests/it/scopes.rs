@@ -138,6 +138,22 @@ async fn what_is_described_names_the_scope_that_is_asked_for() {
     assert_eq!(told, ENDPOINTS.len() - 2, "two of them are other spellings");
 }
 
+#[test]
+fn the_page_for_operators_names_each_endpoint_at_its_scope() {
+    let page = include_str!("../../../../docs/auth.md");
+    for (_, path, scope) in ENDPOINTS.iter().filter(|(_, path, _)| !path.contains("resp_1")) {
+        let Some(scope) = scope else { continue };
+        let beginning = format!("| `{}` |", scope.as_str());
+        let row = page.lines().find(|line| line.starts_with(&beginning)).unwrap_or_else(|| panic!("{beginning}"));
+        let path = path.trim_end_matches('/').trim_end_matches("/demo");
+        let is_spelled_so = |path: &str| row.contains(&format!("`{path}`"));
+        assert!(is_spelled_so(path) || is_spelled_so(&format!("/v1{path}")), "{path} in {row}");
+    }
+    for name in Scope::NAMES {
+        assert!(page.contains(&format!("\n| `{name}` | `/")), "{name}");
+    }
+}
+
 #[tokio::test]
 async fn who_is_not_known_is_not_told_of_scopes() {
     let mut revoked = record("revoked", scopes(&[]));
