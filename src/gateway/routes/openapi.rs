@@ -160,34 +160,41 @@ fn security(scope: Scope) -> Value {
 
 /// What the body of a request about keys holds.
 fn schema_of_body(route: &Route) -> Option<Value> {
-    let (required, own): (&[&str], Value) = match (&route.method, route.path) {
-        (&Method::POST, "/keys") => (&["name"], json!({ "tenant": { "type": "string", "default": "default" } })),
-        (&Method::PATCH, "/keys/{id}") => (&[], json!({})),
+    let mut properties = rights();
+    let required: &[&str] = match (&route.method, route.path) {
+        (&Method::POST, "/keys") => {
+            properties["tenant"] = json!({ "type": "string", "description": "By default the tenant 'default'" });
+            properties["expires_in"] = seconds("The same as seconds from now");
+            &["name"]
+        }
+        // What is absent stays.
+        (&Method::PATCH, "/keys/{id}") => &[],
         (&Method::POST, ROTATE) => return Some(rotation()),
         _ => return None,
     };
-    let seconds = |meaning: &str| json!({ "type": ["integer", "null"], "minimum": 0, "description": meaning });
-    let mut properties = json!({
+    Some(json!({ "type": "object", "required": required, "properties": properties, "additionalProperties": false }))
+}
+
+fn rights() -> Value {
+    let scopes: Vec<&str> = Scope::NAMES.iter().copied().chain(["*"]).collect();
+    json!({
         "name": { "type": "string" },
-        "role": { "enum": ["caller", "viewer", "admin"], "default": "caller" },
+        "role": { "enum": ["caller", "viewer", "admin"], "description": "What it opens of the admin API; by default nothing" },
         "models": {
-            "type": "array", "items": { "type": "string" }, "default": ["*"],
-            "description": "The models it may use; a name that ends in * stands for all that begin like it"
+            "type": "array", "items": { "type": "string" },
+            "description": "The models it may use, by default all; a name that ends in * stands for all that begin like it"
         },
         "scopes": {
-            "type": "array", "items": { "enum": Scope::NAMES.iter().chain(&["*"]).collect::<Vec<_>>() }, "default": ["*"],
-            "description": "The families of endpoints it may use; each operation names its own at its security"
+            "type": "array", "items": { "enum": scopes },
+            "description": "The families of endpoints it may use, by default all; each operation names its own at its security"
         },
         "class": { "enum": ["system", "interactive", "default", "bulk", null] },
         "expires": seconds("Seconds since the Unix epoch; from then on it opens nothing")
-    });
-    if let (Value::Object(all), Value::Object(own)) = (&mut properties, own) {
-        if !required.is_empty() {
-            all.insert("expires_in".to_owned(), seconds("The same as seconds from now"));
-        }
-        all.extend(own);
-    }
-    Some(json!({ "type": "object", "required": required, "properties": properties, "additionalProperties": false }))
+    })
+}
+
+fn seconds(meaning: &str) -> Value {
+    json!({ "type": ["integer", "null"], "minimum": 0, "description": meaning })
 }
 
 fn rotation() -> Value {
