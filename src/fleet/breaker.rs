@@ -94,12 +94,18 @@ pub struct Breaker {
     /// From which reading of the clock on a request may pass: [`ALWAYS`], the end of the open phase, or [`NEVER`]
     /// while a probe is out.
     gate_nanos: AtomicU64,
+    /// Kept elsewhere: see [`crate::WorkerState`].
+    aside: Box<Aside>,
+}
+
+/// What decisions do not read.
+#[derive(Debug)]
+struct Aside {
     epoch: AtomicU64,
     failures: AtomicU32,
     successes: AtomicU32,
     state: AtomicU8,
-    /// Kept elsewhere: see [`crate::WorkerState`].
-    machine: Box<Mutex<Machine>>,
+    machine: Mutex<Machine>,
 }
 
 const ALWAYS: u64 = 0;
@@ -119,11 +125,13 @@ impl Breaker {
     pub(crate) fn new(config: BreakerConfig) -> Self {
         Self {
             gate_nanos: AtomicU64::new(ALWAYS),
-            epoch: AtomicU64::new(0),
-            state: AtomicU8::new(BreakerState::Closed as u8),
-            failures: AtomicU32::new(0),
-            successes: AtomicU32::new(0),
-            machine: Box::new(Mutex::new(Machine { config, epoch: 0, phase: Phase::CLOSED })),
+            aside: Box::new(Aside {
+                epoch: AtomicU64::new(0),
+                state: AtomicU8::new(BreakerState::Closed as u8),
+                failures: AtomicU32::new(0),
+                successes: AtomicU32::new(0),
+                machine: Mutex::new(Machine { config, epoch: 0, phase: Phase::CLOSED }),
+            }),
         }
     }
 
@@ -135,7 +143,7 @@ impl Breaker {
 
     /// The state as of the last request; an open breaker becomes half-open with the first request it lets through.
     pub fn state(&self) -> BreakerState {
-        match self.state.load(Ordering::Relaxed) {
+        match self.aside.state.load(Ordering::Relaxed) {
             0 => BreakerState::Closed,
             1 => BreakerState::Open,
             _ => BreakerState::HalfOpen,
@@ -144,24 +152,24 @@ impl Breaker {
 
     /// Failures in a row while closed.
     pub fn consecutive_failures(&self) -> u32 {
-        self.failures.load(Ordering::Relaxed)
+        self.aside.failures.load(Ordering::Relaxed)
     }
 
     /// Successes in a row while half-open.
     pub fn consecutive_successes(&self) -> u32 {
-        self.successes.load(Ordering::Relaxed)
+        self.aside.successes.load(Ordering::Relaxed)
     }
 
     /// Lets a request through, or not.
     pub(crate) fn admit(&self, now: Timestamp) -> Option<Pass> {
         if self.gate_nanos.load(Ordering::Acquire) == ALWAYS {
             // Should the breaker open between the two reads, the pass belongs to a phase in which it counts nothing.
-            return Some(Pass { epoch: self.epoch.load(Ordering::Acquire), is_probe: false, transition: None });
+            return Some(Pass { epoch: self.aside.epoch.load(Ordering::Acquire), is_probe: false, transition: None });
         }
         if !self.would_admit(now) {
             return None;
         }
-        let mut machine = self.machine.lock();
+        let mut machine = self.aside.machine.lock();
         let pass = machine.admit(now);
         self.publish(&machine);
         pass
@@ -171,13 +179,13 @@ impl Breaker {
     pub(crate) fn record(&self, pass: &Pass, outcome: Outcome, now: Timestamp) -> Option<BreakerTransition> {
         let is_settled = match outcome {
             Outcome::Neutral => true,
-            Outcome::Success => self.failures.load(Ordering::Relaxed) == 0,
+            Outcome::Success => self.aside.failures.load(Ordering::Relaxed) == 0,
             Outcome::Failure => false,
         };
         if is_settled && !pass.is_probe {
             return None;
         }
-        let mut machine = self.machine.lock();
+        let mut machine = self.aside.machine.lock();
         let transition = machine.record(pass, outcome, now);
         self.publish(&machine);
         transition
@@ -185,7 +193,7 @@ impl Breaker {
 
     /// Takes on new settings; the phase stays, unless there is no breaker any more.
     pub(crate) fn reconfigure(&self, config: BreakerConfig) {
-        let mut machine = self.machine.lock();
+        let mut machine = self.aside.machine.lock();
         machine.config = config;
         if !config.enabled {
             machine.enter(Phase::CLOSED);
@@ -195,7 +203,7 @@ impl Breaker {
 
     /// Closes it and forgets what it has seen; passes that are out count nothing any more.
     pub(crate) fn reset(&self) {
-        let mut machine = self.machine.lock();
+        let mut machine = self.aside.machine.lock();
         machine.enter(Phase::CLOSED);
         self.publish(&machine);
     }
@@ -207,10 +215,10 @@ impl Breaker {
             Phase::Open { .. } => (0, 0),
             Phase::HalfOpen { successes, .. } => (0, successes),
         };
-        self.failures.store(failures, Ordering::Relaxed);
-        self.successes.store(successes, Ordering::Relaxed);
-        self.state.store(machine.phase.state() as u8, Ordering::Relaxed);
-        self.epoch.store(machine.epoch, Ordering::Release);
+        self.aside.failures.store(failures, Ordering::Relaxed);
+        self.aside.successes.store(successes, Ordering::Relaxed);
+        self.aside.state.store(machine.phase.state() as u8, Ordering::Relaxed);
+        self.aside.epoch.store(machine.epoch, Ordering::Release);
         self.gate_nanos.store(machine.phase.gate_nanos(), Ordering::Release);
     }
 }

@@ -129,9 +129,15 @@ impl ProbeFailure {
 #[repr(C)]
 pub struct Health {
     status: AtomicU8,
-    traffic_nanos: AtomicU64,
     /// Kept elsewhere: see [`crate::WorkerState`].
-    machine: Box<Mutex<Machine>>,
+    aside: Box<Aside>,
+}
+
+/// What decisions do not read.
+#[derive(Debug)]
+struct Aside {
+    traffic_nanos: AtomicU64,
+    machine: Mutex<Machine>,
 }
 
 impl Health {
@@ -143,8 +149,7 @@ impl Health {
         let machine = Machine { phase, is_draining: false, last_probe: None, last_failure: None };
         Self {
             status: AtomicU8::new(machine.status() as u8),
-            traffic_nanos: AtomicU64::new(0),
-            machine: Box::new(Mutex::new(machine)),
+            aside: Box::new(Aside { traffic_nanos: AtomicU64::new(0), machine: Mutex::new(machine) }),
         }
     }
 
@@ -180,12 +185,12 @@ impl Health {
 
     /// The last probe that failed, and when it did.
     pub fn last_failure(&self) -> Option<(ProbeFailure, Timestamp)> {
-        self.machine.lock().last_failure
+        self.aside.machine.lock().last_failure
     }
 
     /// A request succeeded at `now`, which says more than a probe that timed out behind it.
     pub(crate) fn note_traffic(&self, now: Timestamp) {
-        self.traffic_nanos.fetch_max(now.as_nanos(), Ordering::Relaxed);
+        self.aside.traffic_nanos.fetch_max(now.as_nanos(), Ordering::Relaxed);
     }
 
     /// Takes in the result of a probe.
@@ -195,7 +200,7 @@ impl Health {
         result: Result<(), ProbeFailure>,
         now: Timestamp,
     ) -> Option<StatusChange> {
-        let traffic = Timestamp::from_nanos(self.traffic_nanos.load(Ordering::Relaxed));
+        let traffic = Timestamp::from_nanos(self.aside.traffic_nanos.load(Ordering::Relaxed));
         self.change(|machine| machine.probed(config, result, traffic, now))
     }
 
@@ -215,13 +220,13 @@ impl Health {
 
     /// Time until the next probe.
     pub(crate) fn pause(&self, config: &HealthConfig, duty: ProbeDuty) -> Duration {
-        self.machine.lock().pause(config, duty)
+        self.aside.machine.lock().pause(config, duty)
     }
 
     /// What the probes say, for others to count: nothing of a worker that has not answered yet, and nothing of one that is
     /// being drained, because it is not probed.
     pub(crate) fn vote(&self) -> Option<HealthVote> {
-        let machine = self.machine.lock();
+        let machine = self.aside.machine.lock();
         match machine.status() {
             Status::Pending | Status::Draining => None,
             Status::Ready => Some(HealthVote::Up),
@@ -234,14 +239,14 @@ impl Health {
 
     /// Whether the worker may be removed by rule: it has failed, the last probe failed too, and not too long ago.
     pub(crate) fn is_lost(&self, config: &HealthConfig, now: Timestamp) -> bool {
-        let machine = self.machine.lock();
+        let machine = self.aside.machine.lock();
         let fresh = (config.interval + config.timeout).saturating_mul(3);
         let is_fresh = machine.last_failure.is_some_and(|(_, at)| now.since(at) <= fresh);
         is_fresh && !machine.is_draining && machine.phase == Phase::Failed { successes: 0 }
     }
 
     fn change(&self, step: impl FnOnce(&mut Machine)) -> Option<StatusChange> {
-        let mut machine = self.machine.lock();
+        let mut machine = self.aside.machine.lock();
         let from = machine.status();
         step(&mut machine);
         let to = machine.status();

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use smg_base::{Timestamp, map::StableMap};
 
-use crate::{Bell, WorkerState};
+use crate::{Bell, Look, WorkerState};
 
 /// What this gateway has sent to a worker and not yet got back, and what the worker's engine last said of itself.
 /// The counts change only through [`LoadGuard`]s, which give back exactly what they took.
@@ -18,8 +18,8 @@ use crate::{Bell, WorkerState};
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Load {
-    in_flight: AtomicU32,
-    decoding: AtomicU32,
+    /// Requests, and those that decode.
+    requests: AtomicU64,
     pending_tokens: AtomicU64,
     /// When the engine began with the prompt that it works on, as far as known.
     prefilling_since: AtomicU64,
@@ -60,26 +60,12 @@ pub struct PeerLoad {
     pub pending_tokens: u64,
 }
 
-/// The prompt that an engine likely works on. Until its first token comes all of it counts as pending, but the longer ago it
-/// began, the less of it is still to be done.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Prefilling {
-    /// How long it is at most: as long as all that are pending, or half of that if there are several, for which one it is
-    /// nobody knows. An engine that gives no first token any more therefore soon looks as full as it is.
-    pub tokens_max: f32,
-    /// How many seconds ago it began.
-    pub seconds: f32,
-}
-
-/// The part of an engine's word that decisions need.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct EngineLook {
-    /// Requests the engine has from others than the gateways that are known.
-    pub foreign: u32,
+/// What an engine has from others than the gateways that are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Foreign {
+    pub(crate) requests: u32,
     /// Of these, how many wait in the engine.
-    pub foreign_waiting: u32,
-    /// k ÷ (1 − k) of a KV cache filled to k: nothing when there is room, a wall of finite height when there is none.
-    pub kv_pressure: f32,
+    pub(crate) waiting: u32,
 }
 
 /// [`PeerLoad`] in words of its own, for the same reason as [`EngineWords`].
@@ -99,10 +85,10 @@ struct PeerWords {
 struct EngineWords {
     /// Zero if the engine never spoke, else one more than the time.
     at: AtomicU64,
+    /// [`Foreign`] by its bits, and those of [`Look::kv_pressure`]: computed once and not in every decision.
+    look: AtomicU64,
     /// Requests running and waiting.
     requests: AtomicU64,
-    /// Requests of others, and the bits of [`EngineLook::kv_pressure`]: computed once and not in every decision.
-    foreign_pressure: AtomicU64,
     /// The bits of the used share of the KV cache.
     kv_usage: AtomicU32,
     /// The bits of the tokens generated per second.
@@ -113,19 +99,24 @@ struct EngineWords {
 
 /// The most tokens one request is taken for; keeps the sum of all requests far from the end of its type.
 const TOKENS_MAX: u64 = 1 << 32;
+/// The most requests that peers are taken to have at a worker, for the same reason.
+const PEER_REQUESTS_MAX: u32 = 1 << 24;
+/// One request in [`Load::requests`].
+const REQUEST: u64 = 1 << 32;
+/// One that decodes, besides.
+const DECODING: u64 = 1;
 /// How full a KV cache is taken to be at most.
 const KV_USAGE_MAX: f32 = 0.999;
 
 impl Load {
     #[cfg(test)]
-    pub(crate) const READ_BY_DECISIONS_BYTES: usize = std::mem::offset_of!(Self, engine)
-        + std::mem::offset_of!(EngineWords, foreign_pressure)
-        + size_of::<AtomicU64>();
+    pub(crate) const READ_BY_DECISIONS_BYTES: usize =
+        std::mem::offset_of!(Self, engine) + std::mem::offset_of!(EngineWords, look) + size_of::<AtomicU64>();
 
     /// Requests sent and not finished.
     #[inline]
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+        halves(self.requests.load(Ordering::Relaxed)).0
     }
 
     /// Requests sent for a peer and not finished. They are in the count of that peer, which tells of them, and so in none
@@ -143,7 +134,7 @@ impl Load {
     /// Requests whose first token has come and that are not finished.
     #[inline]
     pub fn decoding(&self) -> u32 {
-        self.decoding.load(Ordering::Relaxed)
+        halves(self.requests.load(Ordering::Relaxed)).1
     }
 
     /// What the other gateways have there.
@@ -153,19 +144,20 @@ impl Load {
         PeerLoad { requests, decoding, pending_tokens: self.peers.pending_tokens.load(Ordering::Relaxed) }
     }
 
-    /// The prompt that the engine likely works on, `peers` being what the other gateways have there.
+    /// Shows what decisions read; what the engine said before `engine_since` does not count.
     #[inline]
     #[expect(clippy::cast_precision_loss, reason = "an estimate needs no more than seven digits")]
-    pub fn prefilling(&self, peers: PeerLoad, now: Timestamp) -> Prefilling {
-        let pending_tokens = self.pending_tokens().wrapping_add(peers.pending_tokens).cast_signed() as f32;
-        let is_one = self.in_flight().wrapping_add(peers.requests)
-            <= self.decoding().wrapping_add(peers.decoding).wrapping_add(1);
-        let nanos = now.as_nanos().wrapping_sub(self.prefilling_since.load(Ordering::Relaxed)).cast_signed();
-        Prefilling {
-            tokens_max: pending_tokens * if is_one { 1.0 } else { 0.5 },
-            // Not by a `Duration`, which would divide.
-            seconds: nanos as f32 * 1e-9,
-        }
+    pub(crate) fn show(&self, look: &mut Look, engine_since: Timestamp, now: Timestamp) {
+        let read = |word: &AtomicU64| word.load(Ordering::Relaxed);
+        let is_fresh = self.engine.at.load(Ordering::Acquire) > engine_since.as_nanos();
+        let engine = read(&self.engine.look);
+        look.engine = if is_fresh { engine } else { 0 };
+        look.requests = read(&self.requests).wrapping_add(read(&self.peers.requests));
+        let pending_tokens = read(&self.pending_tokens).wrapping_add(read(&self.peers.pending_tokens));
+        look.pending_tokens = pending_tokens.cast_signed() as f32;
+        // Not by a `Duration`, which would divide.
+        let nanos = now.as_nanos().wrapping_sub(read(&self.prefilling_since));
+        look.prefilling_seconds = nanos.cast_signed() as f32 * 1e-9;
     }
 
     /// The engine begins with a prompt.
@@ -175,6 +167,7 @@ impl Load {
 
     /// Takes down what the other gateways have there.
     pub(crate) fn set_peers(&self, peers: PeerLoad, now: Timestamp) {
+        let peers = peers.bounded();
         let before = self.peers();
         let had_first_token = peers.pending_tokens < before.pending_tokens || peers.decoding > before.decoding;
         if had_first_token || before.pending_tokens == 0 && self.pending_tokens() == 0 {
@@ -209,22 +202,10 @@ impl Load {
         })
     }
 
-    /// What decisions need of the engine's last word; nothing if that is from before `since`.
-    #[inline]
-    pub fn look_at_engine(&self, since: Timestamp) -> EngineLook {
-        let words = &self.engine;
-        if words.at.load(Ordering::Acquire) <= since.as_nanos() {
-            return EngineLook::default();
-        }
-        let (_, waiting) = halves(words.requests.load(Ordering::Relaxed));
-        let (foreign, pressure) = halves(words.foreign_pressure.load(Ordering::Relaxed));
-        EngineLook { foreign, foreign_waiting: waiting.min(foreign), kv_pressure: f32::from_bits(pressure) }
-    }
-
     /// Requests the engine had from others than this gateway and those it knows of when it last spoke.
     #[inline]
     pub fn foreign_requests(&self) -> u32 {
-        halves(self.engine.foreign_pressure.load(Ordering::Relaxed)).0
+        foreign(self.engine.look.load(Ordering::Relaxed)).requests
     }
 
     /// Prompt tokens sent since the engine last spoke, or ever if it never did: what its figures do not show yet.
@@ -253,7 +234,8 @@ impl Load {
         words.kv_usage.store(kv_usage.to_bits(), Ordering::Relaxed);
         let kv_usage = kv_usage.min(KV_USAGE_MAX);
         let pressure = kv_usage / (1.0 - kv_usage);
-        words.foreign_pressure.store(word(foreign, pressure.to_bits()), Ordering::Relaxed);
+        let foreign = Foreign { requests: foreign, waiting: engine.waiting.min(foreign) };
+        words.look.store(word(foreign.bits(), pressure.to_bits()), Ordering::Relaxed);
         words.rate.store(sane(engine.generation_tokens_per_second, 1e9).to_bits(), Ordering::Relaxed);
         words.dispatched_tokens.store(self.dispatched_tokens.load(Ordering::Relaxed), Ordering::Relaxed);
         words.at.store(engine.at.as_nanos().saturating_add(1), Ordering::Release);
@@ -262,7 +244,7 @@ impl Load {
     /// Forgets the engine's figures, because they have become too old to mean anything.
     pub fn clear_engine(&self) {
         self.engine.at.store(0, Ordering::Release);
-        self.engine.foreign_pressure.store(0, Ordering::Relaxed);
+        self.engine.look.store(0, Ordering::Relaxed);
         self.engine.dispatched_tokens.store(0, Ordering::Relaxed);
     }
 
@@ -301,6 +283,32 @@ impl Load {
     }
 }
 
+impl PeerLoad {
+    /// With no more of anything than can be added up.
+    fn bounded(self) -> Self {
+        Self {
+            requests: self.requests.min(PEER_REQUESTS_MAX),
+            decoding: self.decoding.min(PEER_REQUESTS_MAX),
+            pending_tokens: self.pending_tokens.min(TOKENS_MAX * u64::from(PEER_REQUESTS_MAX)),
+        }
+    }
+}
+
+impl Foreign {
+    const MAX: u32 = u16::MAX as u32;
+
+    fn bits(self) -> u32 {
+        self.requests.min(Self::MAX) << 16 | self.waiting.min(Self::MAX)
+    }
+}
+
+/// What is foreign according to [`EngineWords::look`].
+#[inline]
+pub(crate) fn foreign(look: u64) -> Foreign {
+    let (bits, _) = halves(look);
+    Foreign { requests: bits >> 16, waiting: bits & Foreign::MAX }
+}
+
 #[inline]
 fn word(high: u32, low: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
@@ -308,7 +316,7 @@ fn word(high: u32, low: u32) -> u64 {
 
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "the halves of the word")]
-fn halves(word: u64) -> (u32, u32) {
+pub(crate) fn halves(word: u64) -> (u32, u32) {
     ((word >> 32) as u32, word as u32)
 }
 
@@ -335,7 +343,7 @@ impl LoadGuard {
     pub(crate) fn begin(state: Arc<WorkerState>, tokens: u64, now: Timestamp) -> Self {
         let tokens = tokens.min(TOKENS_MAX);
         let load = &state.load;
-        let before = load.in_flight.fetch_add(1, Ordering::Relaxed);
+        let before = load.requests.fetch_add(REQUEST, Ordering::Relaxed);
         load.processed.fetch_add(1, Ordering::Relaxed);
         load.dispatched_tokens.fetch_add(tokens, Ordering::Relaxed);
         state.rates.observe_taken_in(tokens, now);
@@ -393,7 +401,7 @@ impl LoadGuard {
             self.stage = Stage::Decode;
             let load = &self.state.load;
             load.prefills_from(now);
-            load.decoding.fetch_add(1, Ordering::Relaxed);
+            load.requests.fetch_add(DECODING, Ordering::Relaxed);
             load.pending_tokens.fetch_sub(self.tokens, Ordering::Relaxed);
         }
     }
@@ -411,16 +419,19 @@ impl Drop for LoadGuard {
         if let Some(key) = self.key {
             load.give_key(key);
         }
+        // Released last: who sees no request in flight (a drain) also sees everything else given back.
         match self.stage {
-            Stage::Prefill => load.pending_tokens.fetch_sub(self.tokens, Ordering::Relaxed),
-            Stage::Decode => u64::from(load.decoding.fetch_sub(1, Ordering::Relaxed)),
+            Stage::Prefill => {
+                load.pending_tokens.fetch_sub(self.tokens, Ordering::Relaxed);
+                load.requests.fetch_sub(REQUEST, Ordering::Release);
+            }
+            Stage::Decode => {
+                load.requests.fetch_sub(REQUEST + DECODING, Ordering::Release);
+            }
             Stage::Relayed => {
                 load.relayed.fetch_sub(1, Ordering::Release);
-                return;
             }
-        };
-        // Released last: who sees no request in flight (a drain) also sees everything else given back.
-        load.in_flight.fetch_sub(1, Ordering::Release);
+        }
     }
 }
 
@@ -443,24 +454,27 @@ mod tests {
     #[test]
     fn the_prompt_worked_on_begins_with_the_first_and_after_each_first_token() {
         let state = Arc::clone(&trusted_worker(BreakerConfig::default()).state);
-        let check = |now, peers, tokens_max, seconds| {
-            assert_eq!(state.load.prefilling(peers, at(now)), Prefilling { tokens_max, seconds }, "at {now} s");
+        let prefilling = |state: &WorkerState, now| {
+            let look = Look::at(state, at(0), at(now));
+            (look.prefilling_tokens_max(), look.prefilling_seconds())
         };
-        let none = PeerLoad::default();
+        let check = |now, tokens_max, seconds| {
+            assert_eq!(prefilling(&state, now), (tokens_max, seconds), "at {now} s");
+        };
         let mut first = state.begin(300, at(10));
         let _second = state.begin(100, at(12));
-        check(15, none, 200.0, 5.0);
+        check(15, 200.0, 5.0);
         first.first_token(at(16));
-        check(17, none, 100.0, 1.0);
+        check(17, 100.0, 1.0);
         drop(first);
         let peers = |requests, decoding, pending_tokens| PeerLoad { requests, decoding, pending_tokens };
         state.set_peers(peers(2, 0, 500), at(18));
-        check(19, state.load.peers(), 300.0, 3.0);
+        check(19, 300.0, 3.0);
         state.set_peers(peers(3, 1, 600), at(20));
-        check(21, state.load.peers(), 350.0, 1.0);
+        check(21, 350.0, 1.0);
         let other = Arc::clone(&trusted_worker(BreakerConfig::default()).state);
         other.set_peers(peers(1, 0, 400), at(30));
-        assert_eq!(other.load.prefilling(other.load.peers(), at(31)), Prefilling { tokens_max: 400.0, seconds: 1.0 });
+        assert_eq!(prefilling(&other, 31), (400.0, 1.0));
     }
 
     #[test]

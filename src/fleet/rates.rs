@@ -7,7 +7,7 @@ use std::{
 
 use smg_base::Timestamp;
 
-use crate::Outcome;
+use crate::{Look, Outcome};
 
 /// Averages over the last requests, older ones fading. Each is one atomic word, so observers never wait; of two that
 /// observe at once, both count.
@@ -16,18 +16,20 @@ use crate::Outcome;
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Rates {
+    /// The share of requests that fail, as [`ERRORS`] fades.
     errors: AtomicU64,
     /// The bits of what follows from the prefills, and of its weight; as of an observation earlier, if two were made at once.
     speed: AtomicU64,
-    /// Tokens, and when they were as many.
+    /// Tokens, as [`TAKEN_IN`] fades.
     taken_in: AtomicU64,
-    prefill: AtomicU64,
-    answers: Box<Answers>,
+    /// Kept elsewhere: see [`crate::WorkerState`].
+    aside: Box<Aside>,
 }
 
 /// What decisions do not read, or seldom.
 #[derive(Debug, Default)]
-struct Answers {
+struct Aside {
+    prefill: AtomicU64,
     gap: AtomicU64,
     ttft: AtomicU64,
 }
@@ -57,11 +59,10 @@ const NEWEST_OUTCOME: f32 = 0.05;
 const PREFILL_TOKENS_MIN: u64 = 128;
 /// As many measurements of one worker weigh as much as what is known of all.
 const PREFILLS_TO_BELIEVE: f32 = 16.0;
-/// In this time an error rate halves by itself, so that a worker that is avoided for its errors is tried again.
-const ERRORS_HALVE_IN: u32 = step_of(30);
-/// In this time what a cache has taken in halves: longer than the pauses between the turns of a conversation, for which it is to be
-/// kept.
-const TAKEN_IN_HALVES_IN: u32 = step_of(300);
+/// An error rate fades by itself, so that a worker that is avoided for its errors is tried again.
+pub(crate) const ERRORS: Fading = Fading::halving_in(30);
+/// What a cache has taken in fades, but longer than the pauses between the turns of a conversation, for which it is to be kept.
+pub(crate) const TAKEN_IN: Fading = Fading::halving_in(300);
 
 impl Rates {
     /// The first token of a request came `ttft` after dispatch. The engine had to prefill the request's own uncached `tokens`
@@ -70,15 +71,15 @@ impl Rates {
     #[expect(clippy::cast_precision_loss, reason = "an average needs no more than seven digits")]
     pub fn observe_ttft(&self, tokens: u64, ahead: u64, ttft: Duration) {
         let seconds = ttft.as_secs_f32();
-        change(&self.answers.ttft, |word| average(word, seconds));
+        change(&self.aside.ttft, |word| average(word, seconds));
         if tokens >= PREFILL_TOKENS_MIN && tokens >= ahead && seconds > 0.0 {
             let tokens = tokens + ahead;
             // Two fading sums instead of an average of ratios: long prompts weigh by their length.
-            change(&self.prefill, |word| {
+            change(&self.aside.prefill, |word| {
                 let (sum_tokens, sum_seconds) = halves(word);
                 join(sum_tokens * (1.0 - NEWEST) + tokens as f32, sum_seconds * (1.0 - NEWEST) + seconds)
             });
-            let (sum_tokens, sum_seconds) = halves(self.prefill.load(Ordering::Relaxed));
+            let (sum_tokens, sum_seconds) = halves(self.aside.prefill.load(Ordering::Relaxed));
             change(&self.speed, |word| {
                 // After n measurements the doubt is P ÷ (P + n).
                 let doubt = 1.0 - halves(word).1;
@@ -91,12 +92,13 @@ impl Rates {
     /// A prompt was sent there of which the cache lacks `tokens`: it takes them in, and lets others go for them.
     #[expect(clippy::cast_precision_loss, reason = "a sum needs no more than seven digits")]
     pub(crate) fn observe_taken_in(&self, tokens: u64, now: Timestamp) {
-        change(&self.taken_in, |word| pack(halved(word, now, TAKEN_IN_HALVES_IN) + tokens as f32, coarse(now)));
+        let now = Tick::from(now);
+        change(&self.taken_in, |word| TAKEN_IN.word(TAKEN_IN.value(word, now) + tokens as f32, now));
     }
 
     /// Time between two tokens of one request.
     pub fn observe_gap(&self, gap: Duration) {
-        change(&self.answers.gap, |word| average(word, gap.as_secs_f32()));
+        change(&self.aside.gap, |word| average(word, gap.as_secs_f32()));
     }
 
     /// A request ended at `now`.
@@ -106,16 +108,17 @@ impl Rates {
             Outcome::Failure => 1.0,
             Outcome::Neutral => return,
         };
+        let now = Tick::from(now);
         change(&self.errors, |word| {
-            let rate = faded(word, now);
-            pack(rate + NEWEST_OUTCOME * (sample - rate), coarse(now))
+            let rate = ERRORS.value(word, now);
+            ERRORS.word(rate + NEWEST_OUTCOME * (sample - rate), now)
         });
     }
 
     /// Prompt tokens prefilled per second.
     #[inline]
     pub fn prefill_tokens_per_second(&self) -> Option<f64> {
-        let (tokens, seconds) = halves(self.prefill.load(Ordering::Relaxed));
+        let (tokens, seconds) = halves(self.aside.prefill.load(Ordering::Relaxed));
         (seconds > 0.0).then(|| f64::from(tokens / seconds))
     }
 
@@ -126,26 +129,34 @@ impl Rates {
         Speed { tokens_per_second, weight }
     }
 
+    /// Shows what decisions read.
+    #[inline]
+    pub(crate) fn show(&self, look: &mut Look) {
+        look.speed = self.speed.load(Ordering::Relaxed);
+        look.errors = self.errors.load(Ordering::Relaxed);
+        look.taken_in = self.taken_in.load(Ordering::Relaxed);
+    }
+
     /// Prompt tokens that its cache took in from this gateway, older ones counting less.
     #[inline]
     pub fn taken_in(&self, now: Timestamp) -> f32 {
-        halved(self.taken_in.load(Ordering::Relaxed), now, TAKEN_IN_HALVES_IN)
+        TAKEN_IN.value(self.taken_in.load(Ordering::Relaxed), now.into())
     }
 
     /// Seconds from dispatch to the first token.
     pub fn ttft_seconds(&self) -> Option<f64> {
-        read_average(&self.answers.ttft)
+        read_average(&self.aside.ttft)
     }
 
     /// Seconds between two tokens of one request.
     pub fn gap_seconds(&self) -> Option<f64> {
-        read_average(&self.answers.gap)
+        read_average(&self.aside.gap)
     }
 
     /// The share of requests that fail, in `0.0..=1.0`; zero until one has failed, and fading with time.
     #[inline]
     pub fn error_rate(&self, now: Timestamp) -> f64 {
-        f64::from(faded(self.errors.load(Ordering::Relaxed), now))
+        f64::from(ERRORS.value(self.errors.load(Ordering::Relaxed), now.into()))
     }
 }
 
@@ -168,34 +179,45 @@ fn read_average(word: &AtomicU64) -> Option<f64> {
     (count > 0).then(|| f64::from(mean))
 }
 
-/// The error rate in `word`, as it is at `now`.
-#[inline]
-fn faded(word: u64, now: Timestamp) -> f32 {
-    halved(word, now, ERRORS_HALVE_IN)
+/// A number that fades with time, in a word: the bits of the number, whose upper part is its binary logarithm, as they would have been
+/// when time began. By as much as they become less with each tick they are taken to have been more before; between two halvings that is
+/// right to six parts in a hundred (J. N. Mitchell, 1962), and so cheap that decisions can follow it for a hundred workers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fading {
+    step: i64,
 }
 
-/// The value in `word`, as it is at `now`, if it loses `step` in a tick: by that much the bits of a number become less, whose upper
-/// part is its binary logarithm. Between two halvings that is right to six parts in a hundred (J. N. Mitchell, 1962), and so cheap that
-/// decisions can follow it for a hundred workers.
-#[inline]
-fn halved(word: u64, now: Timestamp, step: u32) -> f32 {
-    let (value, at) = unpack(word);
-    // Wrapping: the coarse clock wraps after two years; and `now` may be a little earlier than the last change.
-    let ticks = coarse(now).wrapping_sub(at).cast_signed().max(0).unsigned_abs();
-    f32::from_bits(value.to_bits().saturating_sub(ticks.saturating_mul(step)))
-}
-
-/// Ticks of 2²⁴ ns, about 17 ms.
-#[expect(clippy::cast_possible_truncation, reason = "wraps by intent")]
-fn coarse(now: Timestamp) -> u32 {
-    (now.as_nanos() >> TICK_BITS) as u32
-}
+/// A reading of the clock in ticks of 2²⁴ ns, about 17 ms.
+#[derive(Clone, Copy, Debug)]
+pub struct Tick(i64);
 
 const TICK_BITS: u32 = 24;
-/// What the bits of a number lose in a tick that halves in so many seconds.
-#[expect(clippy::cast_possible_truncation, reason = "a few thousands")]
-const fn step_of(seconds: u64) -> u32 {
-    ((1_u64 << (f32::MANTISSA_DIGITS - 1)) * (1 << TICK_BITS) / (seconds * 1_000_000_000)) as u32
+
+impl From<Timestamp> for Tick {
+    #[inline]
+    fn from(now: Timestamp) -> Self {
+        Self((now.as_nanos() >> TICK_BITS).cast_signed())
+    }
+}
+
+impl Fading {
+    const fn halving_in(seconds: u64) -> Self {
+        let halving = 1_u64 << (f32::MANTISSA_DIGITS - 1);
+        Self { step: (halving * (1 << TICK_BITS) / (seconds * 1_000_000_000)).cast_signed() }
+    }
+
+    /// What a number, which is not negative, is at a time.
+    #[inline]
+    #[expect(clippy::cast_sign_loss, reason = "in the range of a number's bits")]
+    pub(crate) fn value(self, word: u64, now: Tick) -> f32 {
+        const MOST: i64 = f32::MAX.to_bits() as i64;
+        f32::from_bits((word.cast_signed() - now.0 * self.step).clamp(0, MOST) as u32)
+    }
+
+    /// The word of a number that is `value` now.
+    fn word(self, value: f32, now: Tick) -> u64 {
+        (i64::from(value.to_bits()) + now.0 * self.step).cast_unsigned()
+    }
 }
 
 fn pack(value: f32, number: u32) -> u64 {
@@ -213,7 +235,7 @@ fn join(high: f32, low: f32) -> u64 {
 }
 
 #[inline]
-fn halves(word: u64) -> (f32, f32) {
+pub(crate) fn halves(word: u64) -> (f32, f32) {
     let (high, low) = unpack(word);
     (high, f32::from_bits(low))
 }

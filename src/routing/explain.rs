@@ -294,15 +294,9 @@ impl Explanation {
             considered(candidate.member.id, candidate.state(), path, costs.of(candidate.index()))
         };
         self.push(considered(candidates.at(choice.index)));
-        for wanted in costs.halves() {
-            for candidate in candidates.iter() {
-                if self.workers.len() >= Self::CONSIDERED_MAX {
-                    return;
-                }
-                if costs.among(candidate.index()) == *wanted && candidate.index() != choice.index {
-                    self.push(considered(candidate));
-                }
-            }
+        let room = Self::CONSIDERED_MAX - self.workers.len();
+        for index in costs.in_order(candidates.len()).filter(|index| *index != choice.index).take(room) {
+            self.push(considered(candidates.at(index)));
         }
     }
 
