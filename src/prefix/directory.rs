@@ -7,66 +7,80 @@ use smg_base::WorkerId;
 /// The workers known, by ascending id. Replaced when one comes or goes.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
-    ids: Box<[WorkerId]>,
-    seats: Box<[Seated]>,
+    seated: Box<[Seated]>,
     /// Where the worker of each slot is, or [`NOBODY`].
     by_slot: Box<[u32]>,
 }
 
 const NOBODY: u32 = u32::MAX;
 
+/// A worker in its slot.
 #[derive(Debug)]
-struct Seated {
+pub(crate) struct Seated {
+    id: WorkerId,
     /// An `f32` by its bits.
     trust: AtomicU32,
     slot: u16,
 }
 
+impl Seated {
+    /// Its slot, and its trust.
+    #[inline]
+    pub(crate) fn seat(&self) -> (u16, f32) {
+        (self.slot, f32::from_bits(self.trust.load(Relaxed)))
+    }
+}
+
 impl Directory {
     /// How many workers are known.
     pub(crate) fn len(&self) -> usize {
-        self.ids.len()
+        self.seated.len()
     }
 
     /// Where a worker is.
     pub(crate) fn find(&self, worker: WorkerId) -> Option<usize> {
-        self.ids.binary_search(&worker).ok()
+        self.seated.binary_search_by_key(&worker, |seated| seated.id).ok()
     }
 
     /// The same, without a search if `worker` is at `guess`, or would be.
     #[inline]
-    pub(crate) fn find_from(&self, guess: usize, worker: WorkerId) -> Option<usize> {
-        let here = self.ids.get(guess);
-        if here == Some(&worker) {
-            return Some(guess);
+    pub(crate) fn find_from(&self, guess: usize, worker: WorkerId) -> Option<(usize, &Seated)> {
+        match self.seated.get(guess) {
+            Some(here) if here.id == worker => Some((guess, here)),
+            here => self.find_elsewhere(guess, here, worker),
         }
-        let is_before =
-            guess.checked_sub(1).and_then(|before| self.ids.get(before)).is_none_or(|before| *before < worker);
-        let is_after = here.is_none_or(|here| *here > worker);
-        if is_before && is_after && guess <= self.ids.len() { None } else { self.find(worker) }
+    }
+
+    fn find_elsewhere(&self, guess: usize, here: Option<&Seated>, worker: WorkerId) -> Option<(usize, &Seated)> {
+        let before = guess.checked_sub(1).and_then(|before| self.seated.get(before));
+        let is_behind = before.is_none_or(|before| before.id < worker);
+        let is_ahead = here.is_none_or(|here| here.id > worker);
+        if is_behind && is_ahead && guess <= self.seated.len() {
+            return None;
+        }
+        self.find(worker).map(|at| (at, &self.seated[at]))
     }
 
     fn members(&self) -> impl Iterator<Item = (WorkerId, u16, f32)> {
-        self.ids.iter().zip(0..).map(|(id, at)| (*id, self.seat(at).0, self.seat(at).1))
+        self.seated.iter().map(|seated| (seated.id, seated.seat().0, seated.seat().1))
     }
 
     /// The slot of the worker at a place, and its trust.
     #[inline]
     pub(crate) fn seat(&self, at: usize) -> (u16, f32) {
-        let seat = &self.seats[at];
-        (seat.slot, f32::from_bits(seat.trust.load(Relaxed)))
+        self.seated[at].seat()
     }
 
     /// The worker that has a slot, and its trust.
     pub(crate) fn at_slot(&self, slot: usize) -> Option<(WorkerId, f32)> {
-        let at = *self.by_slot.get(slot)? as usize;
-        Some((*self.ids.get(at)?, self.seat(at).1))
+        let seated = self.seated.get(*self.by_slot.get(slot)? as usize)?;
+        Some((seated.id, seated.seat().1))
     }
 
     /// Changes the trust of the worker at a place. Of two changes at once one may be lost, or one that meets the change
     /// of another worker: an average bears that.
     pub(crate) fn set_trust(&self, at: usize, trust: f32) {
-        self.seats[at].trust.store(trust.to_bits(), Relaxed);
+        self.seated[at].trust.store(trust.to_bits(), Relaxed);
     }
 
     /// The directory with `worker` in `slot`; what is known of its trust stays.
@@ -85,15 +99,14 @@ impl Directory {
 
 impl FromIterator<(WorkerId, u16, f32)> for Directory {
     fn from_iter<I: IntoIterator<Item = (WorkerId, u16, f32)>>(members: I) -> Self {
-        let (mut ids, mut seats, mut by_slot) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut seated, mut by_slot) = (Vec::new(), Vec::new());
         for ((id, slot, trust), at) in members.into_iter().zip(0..) {
-            ids.push(id);
             if by_slot.len() <= usize::from(slot) {
                 by_slot.resize(usize::from(slot) + 1, NOBODY);
             }
             by_slot[usize::from(slot)] = at;
-            seats.push(Seated { trust: AtomicU32::new(trust.to_bits()), slot });
+            seated.push(Seated { id, trust: AtomicU32::new(trust.to_bits()), slot });
         }
-        Self { ids: ids.into(), seats: seats.into(), by_slot: by_slot.into() }
+        Self { seated: seated.into(), by_slot: by_slot.into() }
     }
 }

@@ -21,8 +21,8 @@ pub struct Found {
     depths: SmallVec<[u32; 256]>,
     /// Which slots hold everything up to where the walk is.
     alive: SmallVec<[u64; 4]>,
-    /// Which slots hold anything: those that hold the first run or a part of it.
-    holding: SmallVec<[u64; 4]>,
+    /// The slot that holds anything, if there is one only.
+    only: Option<usize>,
 }
 
 /// What one worker holds of a text.
@@ -70,12 +70,13 @@ impl Found {
             } else {
                 self.narrow(run, base);
             }
+            let (depths, before, more) = (self.depths.as_mut_slice(), chunk_count(base), chunk_count(matched));
             for part in &run.parts {
                 // Whoever does not hold everything before this run was caught in the middle of a write.
-                if let Some(depth) = self.depths.get_mut(usize::from(part.slot))
-                    && *depth as usize == base
+                if let Some(depth) = depths.get_mut(usize::from(part.slot))
+                    && *depth == before
                 {
-                    *depth += part.depth.min(chunk_count(matched));
+                    *depth += part.depth.min(more);
                 }
             }
             base += matched;
@@ -106,9 +107,9 @@ impl Found {
         let mut next = 0;
         for worker in workers {
             self.holders.push(match directory.find_from(next, worker) {
-                Some(at) => {
+                Some((at, seated)) => {
                     next = at + 1;
-                    let (slot, trust) = directory.seat(at);
+                    let (slot, trust) = seated.seat();
                     Held { chunks: depths.get(usize::from(slot)).copied().unwrap_or(0), trust }
                 }
                 None => Held::default(),
@@ -118,12 +119,7 @@ impl Found {
 
     /// The holder, if there is one only: then there is no need to ask who each of the others is.
     fn only_holder(&self, directory: &Directory) -> Option<(WorkerId, Held)> {
-        let mut words = self.holding.iter().zip(0..).filter(|(word, _)| **word != 0);
-        let (word, at) = words.next().filter(|(word, _)| word.is_power_of_two())?;
-        if words.next().is_some() {
-            return None;
-        }
-        let slot = at * WORD_SLOTS + word.trailing_zeros() as usize;
+        let slot = self.only?;
         let (worker, trust) = directory.at_slot(slot)?;
         Some((worker, Held { chunks: self.depths[slot], trust }))
     }
@@ -138,13 +134,15 @@ impl Found {
             (0..words).for_each(|_| self.depths.extend_from_slice(&[0; WORD_SLOTS]));
         }
         self.alive.extend((0..words).map(|word| run.whole(word)));
-        self.holding.clear();
-        self.holding.extend_from_slice(&self.alive);
-        for part in &run.parts {
-            if let Some(word) = self.holding.get_mut(usize::from(part.slot) / WORD_SLOTS) {
-                *word |= 1 << (usize::from(part.slot) % WORD_SLOTS);
+        let whole = self.alive.iter().map(|word| word.count_ones()).sum::<u32>();
+        self.only = match (whole, &*run.parts) {
+            (0, [part]) => Some(usize::from(part.slot)).filter(|slot| *slot < self.depths.len()),
+            (1, []) => {
+                let ahead = self.alive.iter().take_while(|word| **word == 0).count();
+                self.alive.get(ahead).map(|word| ahead * WORD_SLOTS + word.trailing_zeros() as usize)
             }
-        }
+            _ => None,
+        };
     }
 
     /// Keeps alive who also holds the next run whole; the others hold `base` chunks, and perhaps a part of the run.
