@@ -82,3 +82,71 @@ fn hint(error: &OutsideError) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use smg_base::ManualClock;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::config::{Flags, Inputs};
+
+    /// Answers every request of a provider on loopback, one after the other.
+    async fn answer(listener: &TcpListener) {
+        let issuer = format!("http://{}", listener.local_addr().expect("it is bound"));
+        let coordinate = "A".repeat(43);
+        let keys = format!(r#"{{"keys":[{{"kty":"EC","crv":"P-256","x":"{coordinate}","y":"{coordinate}"}}]}}"#);
+        let description = format!(r#"{{"issuer":"{issuer}","jwks_uri":"{issuer}/keys"}}"#);
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("it listens");
+            let mut head = [0; 1_024];
+            let read = stream.read(&mut head).await.unwrap_or(0);
+            let body = if head[..read].starts_with(b"GET /keys ") { &keys } else { &description };
+            let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            let _gone = stream.write_all(text.as_bytes()).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_provider_is_asked_where_the_settings_allow_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has a port");
+        let issuer = format!("http://{}", listener.local_addr().expect("it is bound"));
+        let check = async |flags: &[&str], expected: Result<(), &str>| {
+            let mut given = vec!["--jwt-issuer", &*issuer, "--jwt-audience", "smg", "--jwt-allow-http"];
+            given.extend(flags);
+            let flags = Flags::parse(given.iter().copied()).expect("the flags exist");
+            let inputs = Inputs { flags, env: BTreeMap::new(), directory: "/nowhere".into() };
+            let config = Config::load(&inputs).unwrap_or_else(|errors| panic!("{errors}"));
+            let registrar = Registrar::new();
+            let opened = tokio::select! {
+                opened = open(&config, Arc::new(ManualClock::default()), &registrar) => opened,
+                () = answer(&listener) => return,
+            };
+            match (opened, expected) {
+                (Ok(opened), Ok(())) => assert!(opened.is_some()),
+                (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{words}: {error}"),
+                (opened, _) => panic!("{given:?}: {:?}", opened.map(|_| ()).map_err(|error| error.to_string())),
+            }
+        };
+        let elsewhere = format!("{issuer}/");
+        check(&["--jwt-allow-networks", "127.0.0.0/8"], Ok(())).await;
+        check(&[], Err("127.0.0.1 is private, and the url rules allow only public ones; --jwt-allow-networks names"))
+            .await;
+        check(&["--jwt-allow-networks", "10.0.0.0/8"], Err("127.0.0.1 is private")).await;
+        check(
+            &["--jwt-allow-networks", "127.0.0.0/8", "--jwt-jwks-uri", "http://169.254.169.254/latest"],
+            Err("169.254.169.254 is link-local"),
+        )
+        .await;
+        check(
+            &["--jwt-allow-networks", "127.0.0.0/8", "--jwt-jwks-uri", &elsewhere],
+            Err("cannot be used: it is no JSON object with a list of keys"),
+        )
+        .await;
+    }
+}
