@@ -23,7 +23,7 @@ mod health;
 mod info;
 mod kv_events;
 mod load;
-mod look;
+mod looks;
 mod model;
 mod path;
 mod probes;
@@ -47,12 +47,12 @@ pub use health::{Health, HealthConfig, ProbeFailure, Status, StatusChange};
 pub use info::{BreakerInfo, WorkerInfo};
 pub use kv_events::{KvEndpoint, KvEventsSpec};
 pub use load::{EngineLoad, Load, LoadGuard, PeerLoad};
-pub use look::Look;
+pub use looks::{LANES, Lanes, Looks, each_lane};
 pub use model::ModelCard;
 pub use path::{ClusterVerdict, DirectPath, EngineSource, HealthVote, Path, ProbeDuty, Reach, Relaying, Via};
 pub use profile::{EngineProfile, Offer};
-pub use rates::{Rates, Speed, Tick};
-pub use snapshot::{Member, Pool, Snapshot};
+pub use rates::{Rates, Speed};
+pub use snapshot::{Member, Pool, Shares, Snapshot};
 pub use spec::{
     ConnectionMode, HealthOverride, KeyPatch, Origin, ResilienceOverride, WorkerPatch, WorkerSpec, WorkerType,
 };

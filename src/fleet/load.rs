@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use smg_base::{Timestamp, map::StableMap};
 
-use crate::{Bell, Look, WorkerState};
+use crate::{Bell, WorkerState};
 
 /// What this gateway has sent to a worker and not yet got back, and what the worker's engine last said of itself.
 /// The counts change only through [`LoadGuard`]s, which give back exactly what they took.
@@ -60,6 +60,17 @@ pub struct PeerLoad {
     pub pending_tokens: u64,
 }
 
+/// What decisions read of a load.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    /// Requests of all gateways, and those that decode.
+    pub(crate) requests: u64,
+    pub(crate) pending_tokens: f32,
+    pub(crate) prefilling_seconds: f32,
+    /// [`EngineWords::look`], or nothing if the engine has not spoken lately.
+    pub(crate) engine: u64,
+}
+
 /// What an engine has from others than the gateways that are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Foreign {
@@ -85,7 +96,7 @@ struct PeerWords {
 struct EngineWords {
     /// Zero if the engine never spoke, else one more than the time.
     at: AtomicU64,
-    /// [`Foreign`] by its bits, and those of [`Look::kv_pressure`]: computed once and not in every decision.
+    /// [`Foreign`] by its bits, and those of [`crate::Looks::kv_pressure`]: computed once and not in every decision.
     look: AtomicU64,
     /// Requests running and waiting.
     requests: AtomicU64,
@@ -144,20 +155,21 @@ impl Load {
         PeerLoad { requests, decoding, pending_tokens: self.peers.pending_tokens.load(Ordering::Relaxed) }
     }
 
-    /// Shows what decisions read; what the engine said before `engine_since` does not count.
+    /// What decisions read; what the engine said before `engine_since` does not count.
     #[inline]
     #[expect(clippy::cast_precision_loss, reason = "an estimate needs no more than seven digits")]
-    pub(crate) fn show(&self, look: &mut Look, engine_since: Timestamp, now: Timestamp) {
+    pub(crate) fn seen(&self, engine_since: Timestamp, now: Timestamp) -> Seen {
         let read = |word: &AtomicU64| word.load(Ordering::Relaxed);
         let is_fresh = self.engine.at.load(Ordering::Acquire) > engine_since.as_nanos();
         let engine = read(&self.engine.look);
-        look.engine = if is_fresh { engine } else { 0 };
-        look.requests = read(&self.requests).wrapping_add(read(&self.peers.requests));
         let pending_tokens = read(&self.pending_tokens).wrapping_add(read(&self.peers.pending_tokens));
-        look.pending_tokens = pending_tokens.cast_signed() as f32;
-        // Not by a `Duration`, which would divide.
-        let nanos = now.as_nanos().wrapping_sub(read(&self.prefilling_since));
-        look.prefilling_seconds = nanos.cast_signed() as f32 * 1e-9;
+        Seen {
+            requests: read(&self.requests).wrapping_add(read(&self.peers.requests)),
+            pending_tokens: pending_tokens.cast_signed() as f32,
+            // Not by a `Duration`, which would divide.
+            prefilling_seconds: now.as_nanos().wrapping_sub(read(&self.prefilling_since)).cast_signed() as f32 * 1e-9,
+            engine: if is_fresh { engine } else { 0 },
+        }
     }
 
     /// The engine begins with a prompt.
@@ -443,7 +455,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        BreakerConfig,
+        BreakerConfig, Looks,
         testing::{at, properties, trusted_worker},
     };
 
@@ -455,8 +467,9 @@ mod tests {
     fn the_prompt_worked_on_begins_with_the_first_and_after_each_first_token() {
         let state = Arc::clone(&trusted_worker(BreakerConfig::default()).state);
         let prefilling = |state: &WorkerState, now| {
-            let look = Look::at(state, at(0), at(now));
-            (look.prefilling_tokens_max(), look.prefilling_seconds())
+            let mut looks = Looks::NONE;
+            looks.look_at_load(3, state, at(0), at(now));
+            (looks.prefilling_tokens_max()[3], looks.prefilling_seconds()[3])
         };
         let check = |now, tokens_max, seconds| {
             assert_eq!(prefilling(&state, now), (tokens_max, seconds), "at {now} s");

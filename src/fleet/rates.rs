@@ -7,7 +7,7 @@ use std::{
 
 use smg_base::Timestamp;
 
-use crate::{Look, Outcome};
+use crate::Outcome;
 
 /// Averages over the last requests, older ones fading. Each is one atomic word, so observers never wait; of two that
 /// observe at once, both count.
@@ -60,9 +60,9 @@ const PREFILL_TOKENS_MIN: u64 = 128;
 /// As many measurements of one worker weigh as much as what is known of all.
 const PREFILLS_TO_BELIEVE: f32 = 16.0;
 /// An error rate fades by itself, so that a worker that is avoided for its errors is tried again.
-pub(crate) const ERRORS: Fading = Fading::halving_in(30);
+const ERRORS: Fading = Fading::halving_in(30);
 /// What a cache has taken in fades, but longer than the pauses between the turns of a conversation, for which it is to be kept.
-pub(crate) const TAKEN_IN: Fading = Fading::halving_in(300);
+const TAKEN_IN: Fading = Fading::halving_in(300);
 
 impl Rates {
     /// The first token of a request came `ttft` after dispatch. The engine had to prefill the request's own uncached `tokens`
@@ -129,12 +129,11 @@ impl Rates {
         Speed { tokens_per_second, weight }
     }
 
-    /// Shows what decisions read.
+    /// The error rate and what was taken in.
     #[inline]
-    pub(crate) fn show(&self, look: &mut Look) {
-        look.speed = self.speed.load(Ordering::Relaxed);
-        look.errors = self.errors.load(Ordering::Relaxed);
-        look.taken_in = self.taken_in.load(Ordering::Relaxed);
+    pub(crate) fn faded(&self, now: Timestamp) -> (f32, f32) {
+        let (errors, taken_in) = (self.errors.load(Ordering::Relaxed), self.taken_in.load(Ordering::Relaxed));
+        (ERRORS.value(errors, now.into()), TAKEN_IN.value(taken_in, now.into()))
     }
 
     /// Prompt tokens that its cache took in from this gateway, older ones counting less.
@@ -183,13 +182,13 @@ fn read_average(word: &AtomicU64) -> Option<f64> {
 /// when time began. By as much as they become less with each tick they are taken to have been more before; between two halvings that is
 /// right to six parts in a hundred (J. N. Mitchell, 1962), and so cheap that decisions can follow it for a hundred workers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Fading {
+struct Fading {
     step: i64,
 }
 
 /// A reading of the clock in ticks of 2²⁴ ns, about 17 ms.
 #[derive(Clone, Copy, Debug)]
-pub struct Tick(i64);
+struct Tick(i64);
 
 const TICK_BITS: u32 = 24;
 
@@ -206,12 +205,11 @@ impl Fading {
         Self { step: (halving * (1 << TICK_BITS) / (seconds * 1_000_000_000)).cast_signed() }
     }
 
-    /// What a number, which is not negative, is at a time.
+    /// What a number, which is not negative, is at a time, which is at most a little before it was as much.
     #[inline]
-    #[expect(clippy::cast_sign_loss, reason = "in the range of a number's bits")]
-    pub(crate) fn value(self, word: u64, now: Tick) -> f32 {
-        const MOST: i64 = f32::MAX.to_bits() as i64;
-        f32::from_bits((word.cast_signed() - now.0 * self.step).clamp(0, MOST) as u32)
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the bits of a number")]
+    fn value(self, word: u64, now: Tick) -> f32 {
+        f32::from_bits((word.cast_signed() - now.0 * self.step).max(0) as u32)
     }
 
     /// The word of a number that is `value` now.
@@ -235,7 +233,7 @@ fn join(high: f32, low: f32) -> u64 {
 }
 
 #[inline]
-pub(crate) fn halves(word: u64) -> (f32, f32) {
+fn halves(word: u64) -> (f32, f32) {
     let (high, low) = unpack(word);
     (high, f32::from_bits(low))
 }

@@ -29,6 +29,31 @@ pub struct Pool {
     /// names that lead here, configured ones included.
     pub card: ModelCard,
     members: Vec<Member>,
+    shares: Shares,
+    has_one_priority: bool,
+}
+
+/// The shares of some workers together.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Shares {
+    /// Their sum.
+    pub sum: f64,
+    /// Whether all are equal.
+    pub are_equal: bool,
+}
+
+impl Shares {
+    /// Of these.
+    #[expect(clippy::cast_precision_loss, reason = "a number of workers")]
+    pub fn of(shares: impl ExactSizeIterator<Item = f32> + Clone) -> Self {
+        let first = shares.clone().next().unwrap_or(1.0);
+        let are_equal = shares.clone().all(|share| share.to_bits() == first.to_bits());
+        let sum = match are_equal {
+            true => f64::from(first) * shares.len() as f64,
+            false => shares.map(f64::from).sum(),
+        };
+        Self { sum, are_equal }
+    }
 }
 
 /// What every decision looks at of a worker, side by side with the others': a [`Worker`] is too large to look at each.
@@ -55,14 +80,28 @@ impl Pool {
         for said in workers.iter().flat_map(|worker| worker.models()).filter(|said| said.id == model) {
             card.merge(said);
         }
-        let members = workers.iter().map(|worker| Member::of(worker)).collect();
-        Self { model, workers, card, members }
+        let members: Vec<Member> = workers.iter().map(|worker| Member::of(worker)).collect();
+        let shares = Shares::of(members.iter().map(|member| member.share));
+        let has_one_priority = members.windows(2).all(|two| two[0].priority == two[1].priority);
+        Self { model, workers, card, members, shares, has_one_priority }
     }
 
     /// What decisions look at of the workers, in their order.
     #[inline]
     pub fn members(&self) -> &[Member] {
         &self.members
+    }
+
+    /// The shares of all.
+    #[inline]
+    pub fn shares(&self) -> Shares {
+        self.shares
+    }
+
+    /// Whether all have the same priority.
+    #[inline]
+    pub fn has_one_priority(&self) -> bool {
+        self.has_one_priority
     }
 
     /// Whether this is the pool of one model.

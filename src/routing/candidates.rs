@@ -1,7 +1,7 @@
 //! Who takes part in a choice.
 
 use smallvec::SmallVec;
-use smg_fleet::{Member, Pool, Way, Worker, WorkerState};
+use smg_fleet::{LANES, Member, Pool, Shares, Way, Worker, WorkerState};
 
 use crate::{Ask, NoChoice, Standing, explain::Counts};
 
@@ -9,10 +9,8 @@ use crate::{Ask, NoChoice, Standing, explain::Counts};
 #[derive(Debug, Default)]
 pub(crate) struct Candidates<'a> {
     list: SmallVec<[Candidate<'a>; 128]>,
-    /// Sum of all shares.
-    shares: f64,
-    /// Whether all shares are equal, so that the policies need not divide.
-    equal: bool,
+    /// Where they are equal, the policies need not divide.
+    shares: Shares,
     /// Who was left out.
     pub(crate) counts: Counts,
 }
@@ -59,6 +57,34 @@ impl<'a> Candidates<'a> {
     pub(crate) fn gather(&mut self, pool: &'a Pool, ask: &Ask<'_>, offers: Offers) -> Result<(), NoChoice> {
         self.list.clear();
         self.counts = Counts::default();
+        let is_direct = |member: &Member| member.state.way(ask.relaying, ask.now) == Some(Way::Direct);
+        let are_plain = ask.excluded.is_empty() && offers == Offers::Assumed && pool.has_one_priority();
+        if are_plain && pool.members().iter().all(is_direct) {
+            self.gather_all(pool);
+        } else {
+            self.gather_some(pool, ask, offers);
+        }
+        self.counts.considered = self.list.len();
+        self.shares = match self.list.len() == pool.members().len() {
+            true => pool.shares(),
+            false => Shares::of(self.list.iter().map(|candidate| candidate.share)),
+        };
+        if self.list.is_empty() { Err(self.nobody(pool)) } else { Ok(()) }
+    }
+
+    /// Nearly always everybody can take what is asked for, from here.
+    fn gather_all(&mut self, pool: &'a Pool) {
+        let candidate = |(member, position): (&'a Member, u32)| Candidate {
+            member,
+            position,
+            index: position,
+            share: member.share,
+            way: Way::Direct,
+        };
+        self.list.extend(pool.members().iter().zip(0_u32..).map(candidate));
+    }
+
+    fn gather_some(&mut self, pool: &'a Pool, ask: &Ask<'_>, offers: Offers) {
         let (mut priority, mut index) = (0, 0);
         for (member, position) in pool.members().iter().zip(0_u32..) {
             let way = match member.state.way(ask.relaying, ask.now) {
@@ -84,15 +110,18 @@ impl<'a> Candidates<'a> {
             self.list.push(Candidate { member, position, index, share: member.share, way });
             index += 1;
         }
-        self.counts.considered = self.list.len();
-        self.weigh();
-        if self.list.is_empty() { Err(self.nobody(pool)) } else { Ok(()) }
     }
 
     /// Them, by ascending id.
     #[inline]
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = Candidate<'a>> + Clone {
         self.list.iter().copied()
+    }
+
+    /// The same, so many at a time as are looked at together.
+    #[inline]
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &[Candidate<'a>]> {
+        self.list.chunks(LANES)
     }
 
     /// How many there are; never zero.
@@ -107,28 +136,18 @@ impl<'a> Candidates<'a> {
 
     /// Sum of all shares; positive.
     pub(crate) fn shares(&self) -> f64 {
-        self.shares
+        self.shares.sum
     }
 
     /// The mean of their shares; positive.
     #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a mean of shares")]
     pub(crate) fn mean_share(&self) -> f32 {
-        (self.shares / self.list.len() as f64) as f32
+        (self.shares.sum / self.list.len() as f64) as f32
     }
 
     /// Whether all shares are equal.
     pub(crate) fn are_equal(&self) -> bool {
-        self.equal
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "a number of workers")]
-    fn weigh(&mut self) {
-        let first = self.list.first().map_or(1.0, |first| first.share);
-        self.equal = self.list.iter().all(|candidate| candidate.share.to_bits() == first.to_bits());
-        self.shares = match self.equal {
-            true => f64::from(first) * self.list.len() as f64,
-            false => self.list.iter().map(|candidate| f64::from(candidate.share)).sum(),
-        };
+        self.shares.are_equal
     }
 
     fn nobody(&self, pool: &Pool) -> NoChoice {

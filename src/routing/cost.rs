@@ -18,12 +18,13 @@ use std::time::Duration;
 use serde::Serialize;
 use smallvec::SmallVec;
 use smg_base::Timestamp;
-use smg_fleet::{Look, Speed, Tick, Way, WorkerState};
+use smg_fleet::{LANES, Speed, Way, WorkerState};
 use smg_prefix::Held;
 
 use crate::{
     Ask, PolicyConfig,
     candidates::{Candidate, Candidates},
+    works::{Prices, Works, lesser, sum},
 };
 
 /// The parts of a worker's cost, in seconds.
@@ -58,7 +59,7 @@ pub(crate) struct Cost {
 /// What the candidates cost, in their order.
 #[derive(Debug, Default)]
 pub(crate) struct Costs {
-    parts: SmallVec<[Parts; 128]>,
+    works: SmallVec<[Works; 128 / LANES]>,
     /// What computing anew costs others: so much for each second that it takes, and so much more for each second that what the cache
     /// took in lately took.
     displaced: f32,
@@ -66,20 +67,6 @@ pub(crate) struct Costs {
     pub(crate) totals: SmallVec<[f32; 128]>,
     /// Up to this, a candidate is as good as the best.
     pub(crate) limit: f32,
-}
-
-/// The parts of a worker's cost, in seconds, as far as it takes no other worker to know them.
-#[derive(Clone, Copy, Debug)]
-struct Parts {
-    path: f32,
-    queue: f32,
-    prefill: f32,
-    /// How long it took to compute what its cache took in lately.
-    taken_in: f32,
-    decode: f32,
-    kv: f32,
-    error: f32,
-    matched_tokens: f32,
 }
 
 /// What the candidates' caches hold of a prompt.
@@ -93,26 +80,28 @@ pub(crate) struct Cached<'a> {
 impl Costs {
     /// What one candidate costs, if they were compared by that.
     pub(crate) fn of(&self, index: usize) -> Option<Cost> {
-        let (total, parts) = (*self.totals.get(index)?, self.parts.get(index)?);
+        let (total, works, lane) = (*self.totals.get(index)?, self.works.get(index / LANES)?, index % LANES);
+        let prefill = works.prefill[lane];
         let terms = Terms {
-            path: parts.path,
-            queue: parts.queue,
-            prefill: parts.prefill,
-            displace: parts.prefill * (self.displaced + self.displaced_by_taken_in * parts.taken_in),
-            decode: parts.decode,
-            kv: parts.kv,
-            error: parts.error,
+            path: works.path[lane],
+            queue: works.queue[lane],
+            prefill,
+            displace: prefill * (self.displaced + self.displaced_by_taken_in * works.taken_in[lane]),
+            decode: works.decode[lane],
+            kv: works.kv[lane],
+            error: works.error[lane],
         };
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of tokens")]
-        let matched_tokens = parts.matched_tokens as u32;
+        let matched_tokens = works.matched_tokens[lane] as u32;
         Some(Cost { terms, total, matched_tokens })
     }
 
-    /// The candidates by index, those as good as the best first.
+    /// The candidates by index, those as good as the best first; in their order if they were not compared.
     pub(crate) fn in_order(&self, count: usize) -> impl Iterator<Item = usize> {
-        let is_good = |index: &usize| self.totals.get(*index).is_some_and(|total| *total <= self.limit);
-        let good = (0..self.totals.len()).filter(is_good);
-        good.chain((0..count).filter(move |index| !is_good(index)))
+        let totals = || self.totals.iter().zip(0..);
+        let good = totals().filter(|(total, _)| **total <= self.limit).map(|(_, index)| index);
+        let others = totals().filter(|(total, _)| **total > self.limit).map(|(_, index)| index);
+        good.chain(others).chain(self.totals.len()..count)
     }
 }
 
@@ -124,10 +113,7 @@ impl Cached<'_> {
 /// Estimates costs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Estimate {
-    mean_prefill_tokens: f32,
-    kv_pressure_seconds: f32,
-    decode_seconds: f32,
-    error_seconds: f32,
+    prices: Prices,
     displace_ratio: f32,
     band_seconds: f32,
     band_ratio: f32,
@@ -141,10 +127,6 @@ const ENGINE_AGE_MAX: Duration = Duration::from_secs(60);
 const ANSWER_TOKENS: f32 = 256.0;
 /// Seconds taken between two tokens of an answer as long as none were measured.
 const DEFAULT_GAP_SECONDS: f32 = 0.02;
-
-/// The part of what an engine may have done that it is taken to have done: to wait a little for one that is taken for busy costs
-/// less than to wait long for one that is taken for free.
-const CERTAINTY: f32 = 0.95;
 
 impl Estimate {
     /// With the parameters of `least_load`.
@@ -165,10 +147,12 @@ impl Estimate {
     #[expect(clippy::cast_possible_truncation, reason = "parameters of an estimate")]
     fn new(config: &PolicyConfig, default_rate: f64) -> Self {
         Self {
-            mean_prefill_tokens: config.mean_prefill_tokens as f32,
-            kv_pressure_seconds: config.kv_pressure_seconds as f32,
-            decode_seconds: config.decode_seconds as f32,
-            error_seconds: config.error_seconds as f32,
+            prices: Prices {
+                mean_prefill_tokens: config.mean_prefill_tokens as f32,
+                kv_pressure_seconds: config.kv_pressure_seconds as f32,
+                decode_seconds: config.decode_seconds as f32,
+                error_seconds: config.error_seconds as f32,
+            },
             displace_ratio: config.displace_ratio as f32,
             band_seconds: config.band_seconds as f32,
             band_ratio: config.band_ratio as f32,
@@ -180,21 +164,25 @@ impl Estimate {
     pub(crate) fn costs(&self, candidates: &Candidates<'_>, ask: &Ask<'_>, cached: Cached<'_>, costs: &mut Costs) {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let input_tokens = ask.input_tokens as f32;
-        let times = Times { engine_since: ask.now - ENGINE_AGE_MAX, now: ask.now, tick: ask.now.into() };
-        let mean_rate = self.mean_rate(candidates);
-        let mut holders = cached.holders.iter();
-        let mut taken_in = 0.0;
-        costs.parts.clear();
-        // Not `extend`, which goes on in two places and therefore calls what would be inlined in one.
-        for candidate in candidates.iter() {
-            let (matched_tokens, uncached_tokens) = match holders.next() {
-                Some(held) => credit(*held, cached.tokens_per_chunk, input_tokens),
-                None => (0.0, input_tokens),
-            };
-            let parts = self.parts(candidate, mean_rate, uncached_tokens, times);
-            taken_in += parts.taken_in;
-            costs.parts.push(Parts { matched_tokens, ..parts });
+        let engine_since = ask.now - ENGINE_AGE_MAX;
+        costs.works.clear();
+        for group in candidates.groups() {
+            costs.works.push(Works::NONE);
+            if let Some(works) = costs.works.last_mut() {
+                look_at(group, engine_since, ask.now, works);
+            }
         }
+        let mean_rate = self.mean_rate(&costs.works);
+        let mut held = cached.holders.chunks(LANES);
+        let mut taken_in = [0.0; LANES];
+        for works in &mut costs.works {
+            let held = held.next().unwrap_or_default();
+            works.work_out(self.prices, mean_rate, input_tokens, held, cached.tokens_per_chunk);
+            for (sum, taken_in) in taken_in.iter_mut().zip(works.taken_in) {
+                *sum += taken_in;
+            }
+        }
+        let taken_in = sum(taken_in);
         // By half for what is computed, by half for where: who took in much will go on to let go of much.
         (costs.displaced, costs.displaced_by_taken_in) = match taken_in > 0.0 {
             true => (0.5 * self.displace_ratio, 0.5 * self.displace_ratio * candidates.len() as f32 / taken_in),
@@ -202,100 +190,61 @@ impl Estimate {
         };
         costs.totals.clear();
         let mean_share = candidates.mean_share();
-        for (parts, candidate) in costs.parts.iter().zip(candidates.iter()) {
-            let displaced = costs.displaced + costs.displaced_by_taken_in * parts.taken_in;
-            let own = parts.queue + parts.prefill * (1.0 + displaced) + parts.decode;
-            let own = if candidates.are_equal() { own } else { own * (mean_share / candidate.share) };
-            costs.totals.push(own + (parts.kv + parts.error + parts.path));
+        let mut best = [f32::INFINITY; LANES];
+        for (works, group) in costs.works.iter().zip(candidates.groups()) {
+            let mut totals = works.own(costs.displaced, costs.displaced_by_taken_in);
+            if !candidates.are_equal() {
+                for (total, candidate) in totals.iter_mut().zip(group) {
+                    *total *= mean_share / candidate.share;
+                }
+            }
+            for ((total, rest), best) in totals.iter_mut().zip(works.rest()).zip(&mut best) {
+                *total += rest;
+                *best = lesser(*best, *total);
+            }
+            costs.totals.extend_from_slice(&totals[..group.len()]);
         }
-        let best = least_of(&costs.totals);
+        let best = best.into_iter().fold(f32::INFINITY, lesser);
         costs.limit = best + self.band_seconds.max(self.band_ratio * best);
     }
 
-    /// The mean of what was measured of the candidates' speeds, each by its weight. Several at a time: each addition would wait for the
-    /// one before otherwise.
-    fn mean_rate(&self, candidates: &Candidates<'_>) -> f32 {
-        let (mut weights, mut rates) = ([0.0; 4], [0.0; 4]);
-        for (candidate, lane) in candidates.iter().zip((0..4).cycle()) {
-            let speed = candidate.state().rates.speed();
-            weights[lane] += speed.weight;
-            rates[lane] += speed.weight * speed.tokens_per_second;
+    /// The mean of what was measured of the workers' speeds, each by its weight.
+    fn mean_rate(&self, works: &[Works]) -> f32 {
+        let (mut weights, mut rates) = ([0.0; LANES], [0.0; LANES]);
+        for works in works {
+            works.add_speeds(&mut weights, &mut rates);
         }
-        let weight: f32 = weights.iter().sum();
-        if weight > 0.0 { rates.iter().sum::<f32>() / weight } else { self.default_rate }
+        let weight = sum(weights);
+        if weight > 0.0 { sum(rates) / weight } else { self.default_rate }
     }
+}
 
-    /// A worker is as fast as the others until many measurements say otherwise; those that nobody has measured are neither
-    /// shunned nor swamped. What the engine has likely done of the prompt that it works on is pending no more.
-    #[inline]
-    #[expect(clippy::cast_precision_loss, reason = "an estimate needs no more than seven digits")]
-    fn parts(&self, candidate: Candidate<'_>, mean_rate: f32, uncached_tokens: f32, times: Times) -> Parts {
+/// Reads what workers have to do. Those behind the last are infinitely far away.
+#[inline]
+fn look_at(group: &[Candidate<'_>], engine_since: Timestamp, now: Timestamp, works: &mut Works) {
+    for (candidate, lane) in group.iter().zip(0..LANES) {
         let state = candidate.state();
-        let look = Look::at(state, times.engine_since, times.now);
-        let requests = look.requests();
-        let wait = match candidate.member.running_max {
-            Some(running_max) if running_max.get() <= requests => wait_for_a_place(state, running_max.get(), requests),
-            _ => 0.0,
-        };
-        let rate = mean_rate + look.weight() * (look.tokens_per_second() - mean_rate);
-        let seconds_per_token = 1.0 / rate;
-        let done = lesser(look.prefilling_seconds() * rate * CERTAINTY, look.prefilling_tokens_max());
-        let foreign_tokens = look.foreign_waiting() as f32 * self.mean_prefill_tokens;
-        Parts {
-            path: match candidate.way {
-                Way::Direct => 0.0,
-                Way::Via => state.beyond(Way::Via).path_seconds,
-            },
-            queue: (look.pending_tokens() - done + foreign_tokens) * seconds_per_token + wait,
-            prefill: uncached_tokens * seconds_per_token,
-            taken_in: look.taken_in(times.tick) * seconds_per_token,
-            decode: requests as f32 * self.decode_seconds,
-            kv: look.kv_pressure() * self.kv_pressure_seconds,
-            error: look.error_rate(times.tick) * self.error_seconds,
-            matched_tokens: 0.0,
+        works.looks.look_at_load(lane, state, engine_since, now);
+        if let Some(running_max) = candidate.member.running_max {
+            works.wait[lane] = wait_for_a_place(state, running_max.get(), works.looks.requests_in(lane));
+        }
+        if candidate.way == Way::Via {
+            works.path[lane] = state.beyond(Way::Via).path_seconds;
         }
     }
-}
-
-/// When a decision is made, as its parts need to know.
-#[derive(Clone, Copy, Debug)]
-struct Times {
-    engine_since: Timestamp,
-    now: Timestamp,
-    tick: Tick,
-}
-
-/// What a cache holds of a prompt, and what it lacks: never more than there is, and as far as predictions have been borne out.
-#[inline]
-#[expect(clippy::cast_precision_loss, reason = "an estimate")]
-fn credit(held: Held, tokens_per_chunk: f32, input_tokens: f32) -> (f32, f32) {
-    let matched = lesser(held.chunks as f32 * tokens_per_chunk, input_tokens);
-    (matched, input_tokens - matched * held.trust)
-}
-
-/// The lesser of two, neither of which is NaN.
-#[inline]
-fn lesser(one: f32, other: f32) -> f32 {
-    if other < one { other } else { one }
-}
-
-/// The least of some costs, none of which is NaN. Several at a time: each step would wait for the one before otherwise.
-fn least_of(totals: &[f32]) -> f32 {
-    let mut least = [f32::INFINITY; 16];
-    let (groups, rest) = totals.as_chunks();
-    for group in groups {
-        let group: &[f32; 16] = group;
-        for (least, total) in least.iter_mut().zip(group) {
-            *least = lesser(*least, *total);
-        }
+    for (candidate, lane) in group.iter().zip(0..LANES) {
+        works.looks.look_at_rates(lane, candidate.state(), now);
     }
-    rest.iter().chain(&least).copied().fold(f32::INFINITY, lesser)
+    works.path[group.len()..].fill(f32::INFINITY);
 }
 
 /// How long a request waits until one of those running makes place for it.
-#[cold]
+#[inline]
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate")]
 fn wait_for_a_place(state: &WorkerState, running_max: u32, requests: u32) -> f32 {
+    if requests < running_max {
+        return 0.0;
+    }
     let gap = state.rates.gap_seconds().map_or(DEFAULT_GAP_SECONDS, |gap| gap as f32);
     let ahead = (requests + 1 - running_max) as f32;
     ahead * gap * ANSWER_TOKENS / running_max as f32
@@ -304,12 +253,13 @@ fn wait_for_a_place(state: &WorkerState, running_max: u32, requests: u32) -> f32
 #[cfg(test)]
 mod tests {
     use smg_base::{Random, SplitMix};
-    use smg_fleet::{EngineLoad, LoadGuard, Outcome, PeerLoad};
+    use smg_fleet::{EngineLoad, LoadGuard, Looks, Outcome, PeerLoad};
 
     use super::*;
     use crate::{
         candidates::Offers,
         testing::{Workers, ask, at},
+        works::CERTAINTY,
     };
 
     fn costs(workers: &Workers) -> Vec<Cost> {
@@ -457,9 +407,7 @@ mod tests {
     /// The cost of each worker by the formula as it is written down, with twice as many digits and nothing done to be fast.
     fn by_the_formula(config: &PolicyConfig, workers: &Workers, ask: &Ask<'_>, cached: Cached<'_>) -> Vec<f64> {
         let pool = workers.pool();
-        let input = ask.input_tokens as f64;
-        let looks: Vec<Look> =
-            pool.members().iter().map(|member| Look::at(&member.state, ask.now - ENGINE_AGE_MAX, ask.now)).collect();
+        let (input, count) = (ask.input_tokens as f64, pool.members().len());
         let speeds: Vec<_> = pool.members().iter().map(|member| member.state.rates.speed()).collect();
         let weight: f64 = speeds.iter().map(|speed| f64::from(speed.weight)).sum();
         let weighed: f64 =
@@ -468,17 +416,19 @@ mod tests {
         let rate_of =
             |at: usize| mean + f64::from(speeds[at].weight) * (f64::from(speeds[at].tokens_per_second) - mean);
         let taken_in = |at: usize| f64::from(pool.members()[at].state.rates.taken_in(ask.now)) / rate_of(at);
-        let taken_in_mean = (0..looks.len()).map(taken_in).sum::<f64>() / looks.len() as f64;
-        let share_mean = pool.members().iter().map(|member| f64::from(member.share)).sum::<f64>() / looks.len() as f64;
+        let taken_in_mean = (0..count).map(taken_in).sum::<f64>() / count as f64;
+        let share_mean = pool.members().iter().map(|member| f64::from(member.share)).sum::<f64>() / count as f64;
         let cost_of = |at: usize| {
-            let (member, look) = (&pool.members()[at], &looks[at]);
+            let member = &pool.members()[at];
+            let mut looks = Looks::NONE;
+            looks.look_at_load(0, &member.state, ask.now - ENGINE_AGE_MAX, ask.now);
             let load = &member.state.load;
             let engine = load.engine().filter(|engine| engine.at >= ask.now - ENGINE_AGE_MAX);
             let foreign = engine.map_or(0, |_| load.foreign_requests());
             let foreign_waiting = engine.map_or(0, |engine| engine.waiting.min(foreign));
             let requests = f64::from(member.state.requests() + foreign);
-            let done = f64::from(look.prefilling_seconds()) * rate_of(at) * f64::from(CERTAINTY);
-            let pending = member.state.pending_tokens() as f64 - done.min(f64::from(look.prefilling_tokens_max()))
+            let done = f64::from(looks.prefilling_seconds()[0]) * rate_of(at) * f64::from(CERTAINTY);
+            let pending = member.state.pending_tokens() as f64 - done.min(f64::from(looks.prefilling_tokens_max()[0]))
                 + f64::from(foreign_waiting) * config.mean_prefill_tokens;
             let wait = match member.running_max.map(|most| f64::from(most.get())) {
                 Some(most) if most <= requests => {
@@ -499,7 +449,7 @@ mod tests {
                 + config.kv_pressure_seconds * kv_usage / (1.0 - kv_usage)
                 + config.error_seconds * member.state.rates.error_rate(ask.now)
         };
-        (0..looks.len()).map(cost_of).collect()
+        (0..count).map(cost_of).collect()
     }
 
     /// Workers to which all sorts of things happened.

@@ -31,6 +31,7 @@ mod sticky;
 mod target;
 #[cfg(test)]
 mod testing;
+mod works;
 
 pub use ask::{Ask, NoChoice, Seen};
 pub use config::{AssignmentMode, PolicyConfig};
