@@ -24,6 +24,12 @@ pub(crate) struct Seated {
 }
 
 impl Seated {
+    /// Which worker.
+    #[inline]
+    pub(crate) fn id(&self) -> WorkerId {
+        self.id
+    }
+
     /// Its slot, and its trust.
     #[inline]
     pub(crate) fn seat(&self) -> (u16, f32) {
@@ -42,23 +48,24 @@ impl Directory {
         self.seated.binary_search_by_key(&worker, |seated| seated.id).ok()
     }
 
-    /// The same, without a search if `worker` is at `guess`, or would be.
-    #[inline]
-    pub(crate) fn find_from(&self, guess: usize, worker: WorkerId) -> Option<(usize, &Seated)> {
-        match self.seated.get(guess) {
-            Some(here) if here.id == worker => Some((guess, here)),
-            here => self.find_elsewhere(guess, here, worker),
-        }
+    /// All of them, by ascending id.
+    pub(crate) fn seated(&self) -> &[Seated] {
+        &self.seated
     }
 
-    fn find_elsewhere(&self, guess: usize, here: Option<&Seated>, worker: WorkerId) -> Option<(usize, &Seated)> {
-        let before = guess.checked_sub(1).and_then(|before| self.seated.get(before));
-        let is_behind = before.is_none_or(|before| before.id < worker);
-        let is_ahead = here.is_none_or(|here| here.id > worker);
-        if is_behind && is_ahead && guess <= self.seated.len() {
+    /// A worker that is not the first of those `ahead`, who are what is left of all; they become those behind it. No search if it would
+    /// come right before them.
+    #[cold]
+    pub(crate) fn find_apart_from<'a>(&'a self, ahead: &mut &'a [Seated], worker: WorkerId) -> Option<&'a Seated> {
+        let behind = &self.seated[..self.seated.len() - ahead.len()];
+        let is_behind = behind.last().is_none_or(|last| last.id < worker);
+        let is_ahead = ahead.first().is_none_or(|first| first.id > worker);
+        if is_behind && is_ahead {
             return None;
         }
-        self.find(worker).map(|at| (at, &self.seated[at]))
+        let at = self.find(worker)?;
+        *ahead = &self.seated[at + 1..];
+        self.seated.get(at)
     }
 
     fn members(&self) -> impl Iterator<Item = (WorkerId, u16, f32)> {

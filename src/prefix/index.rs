@@ -77,7 +77,7 @@ impl PrefixIndex {
     }
 
     /// How much of a text, given as [`crate::PromptKey::chunks`], each of `workers` holds. Fastest if they come by ascending id.
-    pub fn lookup(&self, chunks: &[u64], workers: impl Iterator<Item = WorkerId>, found: &mut Found) {
+    pub fn lookup(&self, chunks: &[u64], workers: impl ExactSizeIterator<Item = WorkerId>, found: &mut Found) {
         if !chunks.first().is_some_and(|first| self.runs.roots.may_have(*first)) {
             found.nothing(chunks);
             return;

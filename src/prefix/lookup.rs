@@ -95,25 +95,31 @@ impl Found {
 
     /// Gives each of `workers` what the walk noted.
     #[inline]
-    pub(crate) fn assign(&mut self, directory: &Directory, workers: impl Iterator<Item = WorkerId>) {
-        // Not `extend`, which goes on in two places and therefore calls what would be inlined in one.
+    pub(crate) fn assign(&mut self, directory: &Directory, workers: impl ExactSizeIterator<Item = WorkerId>) {
+        self.holders.resize(workers.len(), Held::default());
         if let Some((only, held)) = self.only_holder(directory) {
-            for worker in workers {
-                self.holders.push(if worker == only { held } else { Held::default() });
+            for (holder, worker) in self.holders.iter_mut().zip(workers) {
+                if worker == only {
+                    *holder = held;
+                }
             }
             return;
         }
         let depths = self.depths.as_slice();
-        let mut next = 0;
-        for worker in workers {
-            self.holders.push(match directory.find_from(next, worker) {
-                Some((at, seated)) => {
-                    next = at + 1;
-                    let (slot, trust) = seated.seat();
-                    Held { chunks: depths.get(usize::from(slot)).copied().unwrap_or(0), trust }
+        let mut ahead = directory.seated();
+        for (holder, worker) in self.holders.iter_mut().zip(workers) {
+            let seated = match ahead.split_first() {
+                Some((first, others)) if first.id() == worker => {
+                    ahead = others;
+                    first
                 }
-                None => Held::default(),
-            });
+                _ => match directory.find_apart_from(&mut ahead, worker) {
+                    Some(seated) => seated,
+                    None => continue,
+                },
+            };
+            let (slot, trust) = seated.seat();
+            *holder = Held { chunks: depths.get(usize::from(slot)).copied().unwrap_or(0), trust };
         }
     }
 

@@ -72,7 +72,7 @@ impl Known {
     pub(crate) fn lookup(
         &self,
         chunks: &[u64],
-        workers: impl Iterator<Item = WorkerId> + Clone,
+        workers: impl ExactSizeIterator<Item = WorkerId> + Clone,
         now: Timestamp,
         found: &mut Found,
     ) {

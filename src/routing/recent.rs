@@ -47,7 +47,7 @@ impl Recent {
     pub(crate) fn add(
         &self,
         chunks: &[u64],
-        workers: impl Iterator<Item = WorkerId> + Clone,
+        workers: impl ExactSizeIterator<Item = WorkerId> + Clone,
         now: Timestamp,
         trust: impl Fn(WorkerId) -> f32,
         found: &mut Found,
