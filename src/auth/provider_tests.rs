@@ -232,6 +232,8 @@ async fn heads_that_want_more_than_is_understood_are_refused() {
     check(json!({ "typ": "logout+jwt" }), Some(Type)).await;
     check(json!({ "typ": "dpop+jwt" }), Some(Type)).await;
     check(json!({ "typ": "" }), Some(Type)).await;
+    let logout = world.claims_with(&json!({ "events": { "http://schemas.openid.net/event/backchannel-logout": {} } }));
+    world.check("it tells of a logout", &MAIN.token(&logout), Some(Type)).await;
     check(json!({ "crit": ["exp"] }), Some(Critical)).await;
     check(json!({ "crit": [] }), Some(Critical)).await;
     check(json!({ "crit": ["b64"], "b64": false }), Some(Critical)).await;

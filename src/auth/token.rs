@@ -161,6 +161,10 @@ impl Expected<'_> {
                 seconds.map(|seconds| Some(Duration::from_secs_f64(seconds))).ok_or(TokenFault::Malformed)
             }
         };
+        // What tells of a logout or the like is told by this claim, whatever its head says (RFC 8417 §2.2).
+        if claims.contains_key("events") {
+            return Err(TokenFault::Type);
+        }
         if claims.get("iss").and_then(Value::as_str) != Some(self.issuer) {
             return Err(TokenFault::Issuer);
         }
