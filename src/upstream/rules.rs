@@ -193,8 +193,9 @@ fn is_private(address: IpAddr) -> bool {
             let benchmark = a == 198 && (18..20).contains(&b);
             v4.is_private() || v4.is_loopback() || shared || benchmark
         }
-        // fec0::/10 was site-local until RFC 3879.
-        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.segments()[0] & 0xffc0 == 0xfec0,
+        // Only 2000::/3 is given out for the world (RFC 3587 §3). Beside it are loopback, the addresses of sites, and those by
+        // which a site's own translator leads to its IPv4 addresses (RFC 8215).
+        IpAddr::V6(v6) => v6.segments()[0] >> 13 != 1,
     }
 }
 
@@ -316,10 +317,14 @@ mod tests {
     #[test]
     fn lists_decide_before_anything_else_and_deny_decides_first() {
         let public = UrlRules { unlisted: Unlisted::Public, ..UrlRules::default() };
-        for private in ["10.0.0.1", "127.0.0.1", "192.168.0.1", "100.64.0.1", "::1", "fd12::1", "::ffff:10.0.0.1"] {
+        let of_four = ["10.0.0.1", "127.0.0.1", "192.168.0.1", "100.64.0.1", "::ffff:10.0.0.1", "64:ff9b::10.0.0.1"];
+        let of_six = ["::1", "::2", "fd12::1", "fec0::1", "64:ff9b:1::10.0.0.1", "4000::1"];
+        for private in of_four.into_iter().chain(of_six) {
             assert_eq!(reason(&public, private), Some(Reason::Private), "{private}");
         }
-        assert_eq!(reason(&public, "1.1.1.1"), None);
+        for address in ["1.1.1.1", "2606:2800:220:1::1", "3fff::1", "64:ff9b::1.1.1.1"] {
+            assert_eq!(reason(&public, address), None, "{address}");
+        }
 
         let listed = UrlRules {
             allow: networks(&["10.1.0.0/16", "169.254.7.7", "fd00::/8"]),
