@@ -6,9 +6,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use smg_auth::{KeyRecord, KeyState};
 use smg_base::ModelId;
 use smg_fleet::{Fleet, FleetError};
-use smg_gateway::{Gateway, Settings, SharedSettings};
+use smg_gateway::{Gateway, KeyHash, Settings, SharedSettings};
 
 use crate::{auth::Keys, config::Config, mesh::Shared, settings};
 
@@ -69,8 +70,8 @@ impl Live {
         {
             tracing::warn!(%error, "the shared aliases cannot be used here");
         }
-        if parts.shared.keys != shared.keys {
-            self.keys.take_made(shared.keys.values().cloned().collect());
+        if parts.shared.keys != shared.keys || parts.shared.revoked != shared.revoked {
+            self.keys.take_made(made(&shared));
         }
         parts.shared = shared;
         self.gateway.reconfigure(parts.combined());
@@ -90,6 +91,16 @@ impl Parts {
             ..self.settings.clone()
         }
     }
+}
+
+/// The keys that the admin API has made. A revocation stands whatever another node wrote of the key at the same time.
+fn made(shared: &Shared) -> Vec<KeyRecord> {
+    let is_revoked = |record: &KeyRecord| shared.revoked.contains(&KeyHash::from_bytes(record.hash));
+    let in_force = |record: &KeyRecord| match is_revoked(record) {
+        true => KeyRecord { state: KeyState::Revoked, ..record.clone() },
+        false => record.clone(),
+    };
+    shared.keys.values().map(in_force).collect()
 }
 
 /// Own aliases with the shared ones on top. Of the shared ones, those that contradict what is there are left out: a mistake
@@ -130,6 +141,22 @@ mod tests {
     use smg_fleet::FleetConfig;
 
     use super::*;
+
+    #[test]
+    fn a_key_that_was_revoked_is_so_whatever_its_record_says() {
+        let record = |id: &str, byte: u8| KeyRecord {
+            id: id.into(),
+            hash: [byte; 32],
+            ..KeyRecord::new(id.to_owned(), "acme", 0)
+        };
+        let shared = Shared {
+            keys: [("a".to_owned(), record("a", 1)), ("b".to_owned(), record("b", 2))].into(),
+            revoked: [KeyHash::from_bytes([2; 32])].into(),
+            ..Shared::default()
+        };
+        let states: Vec<KeyState> = made(&shared).iter().map(|record| record.state).collect();
+        assert_eq!(states, [KeyState::Active, KeyState::Revoked]);
+    }
 
     #[test]
     fn shared_aliases_go_over_own_ones_unless_they_contradict() {

@@ -84,7 +84,17 @@ impl Keys {
         self.held.lock().made.get(id).cloned()
     }
 
+    /// Whether the record says of a revoked key that it is not. It was then read before another change took the key away,
+    /// which is for good.
+    fn would_revive(&self, record: &KeyRecord) -> bool {
+        let is_revoked = |record: &KeyRecord| record.state == KeyState::Revoked;
+        !is_revoked(record) && self.made(&record.id).is_some_and(|known| is_revoked(&known))
+    }
+
     async fn share(&self, cluster: &dyn Cluster, record: KeyRecord) -> Result<(), ClusterError> {
+        if self.would_revive(&record) {
+            return Err(ClusterError::Revoked);
+        }
         let mut changed = self.changed.subscribe();
         let value = serde_json::to_value(&record).map_err(|_| ClusterError::Invalid("the key cannot be written"))?;
         // First, because it stands whatever another node says of the key at the same time.
@@ -110,6 +120,9 @@ impl Keys {
 
     async fn write(&self, path: &std::path::Path, record: KeyRecord) -> Result<(), ClusterError> {
         let _one_at_a_time = self.writing.lock().await;
+        if self.would_revive(&record) {
+            return Err(ClusterError::Revoked);
+        }
         let mut records: ById = self.held.lock().made.clone();
         records.insert(record.id.clone(), Arc::new(record));
         let records: Vec<KeyRecord> = records.into_values().map(Arc::unwrap_or_clone).collect();
@@ -153,5 +166,35 @@ impl KeyShelf for Shelf {
                 Place::None => Err(ClusterError::NotKept),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smg_base::ManualClock;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_change_that_was_under_way_does_not_bring_a_revoked_key_back() {
+        let folder = tempfile::tempdir().expect("the folder for temporary files takes one");
+        let path = folder.path().join("keys.json");
+        let authenticator = Arc::new(Authenticator::new(Arc::new(ManualClock::default())));
+        let keys = Arc::new(Keys::new(authenticator, Place::File(path.clone())));
+        let shelf = Shelf(keys.clone());
+        let (key, record) =
+            KeyRecord::new("a".to_owned(), "acme", 0).with_new_key().expect("the system has randomness");
+        shelf.keep(record.clone()).await.expect("there is room");
+        assert!(keys.authenticator().identify(key.expose()).await.is_ok());
+        let revoked = KeyRecord { state: KeyState::Revoked, ..record.clone() };
+        // Both were made of the record as it was.
+        let later = KeyRecord { expires: Some(u64::MAX), ..record.clone() };
+        shelf.keep(revoked.clone()).await.expect("there is room");
+        assert_eq!(shelf.keep(later).await, Err(ClusterError::Revoked));
+        assert!(keys.authenticator().identify(key.expose()).await.is_err());
+        assert_eq!(file::load(&path), Ok(vec![revoked.clone()]));
+        let renamed = KeyRecord { name: "b".to_owned(), ..revoked };
+        shelf.keep(renamed.clone()).await.expect("what is told of it may change");
+        assert_eq!(file::load(&path), Ok(vec![renamed]));
     }
 }
