@@ -70,9 +70,17 @@ fn written(text: &str) -> Result<Vec<WrittenKey>, String> {
     let written: Written = toml::from_str(text).map_err(|error| {
         let line = error.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));
         let place = line.map_or_else(String::new, |line| format!("line {line}: "));
-        format!("{place}{}", error.message())
+        format!("{place}{}", without_value(error.message()))
     })?;
     Ok(written.keys)
+}
+
+/// What is wrong, without the value that is: who forgets `key =` has put a key where something else is expected.
+fn without_value(message: &str) -> String {
+    match message.rsplit_once(", expected ") {
+        Some((_, expected)) if message.starts_with("invalid ") => format!("expected {expected}"),
+        _ => message.to_owned(),
+    }
 }
 
 /// The ids in a text, each of which is there once; what it refers to is not looked up.
@@ -236,6 +244,10 @@ mod tests {
         check(scoped, "the key 'a': there is no scope 'chit'; the scopes are chat, completions, ");
         check("[[keys]]\nname = \"a\"\nkey = \"sk-very-secret-one-1\"\ncolour = \"red\"", "colour");
         check("[[keys]]\nname = \"a\"\nkey = sk-very-secret-one-1", "line 3");
+        check("keys = [\"sk-very-secret-one-1\"]", "line 1: expected ");
+        check("keys = [\"a, expected sk-very-secret-one-1\"]", "line 1: expected ");
+        check("keys = \"sk-very-secret-one-1\"", "line 1: expected a sequence");
+        check("[[keys]]\nname = \"a\"\nmodels = \"sk-very-secret-one-1\"", "line 3: expected a sequence");
         let twice = "[[keys]]\nname = \"a\"\nkey = \"sk-very-secret-one-1\"\n";
         check(&twice.repeat(2), "twice");
         check("[[keys]]\nname = \"a\"\nkey = \"${NO_SUCH_VARIABLE_AT_ALL}\"", "NO_SUCH_VARIABLE_AT_ALL");
