@@ -9,7 +9,10 @@ use std::{
 use smg_base::ModelId;
 use smg_upstream::outside::Outside;
 
-use super::{Config, Entry, Fault, Place, Problem, Sections, Source, sections::LogFormat};
+use super::{
+    Config, Entry, Fault, Place, Problem, Sections, Source,
+    sections::{LogFormat, RoleMapping},
+};
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -270,6 +273,13 @@ fn tokens(sections: &Sections, found: &mut Findings) {
         auth.jwt_keys_kept_for < auth.jwt_refresh_interval,
         &["auth.jwt_keys_kept_for", "auth.jwt_refresh_interval"],
         "the provider's keys would be forgotten before they are fetched again",
+    );
+    let roles = &auth.jwt_role_mapping;
+    let is_other = |role: &RoleMapping| roles.iter().any(|one| one.theirs == role.theirs && one.ours != role.ours);
+    found.refuse(
+        roles.iter().any(is_other),
+        &["auth.jwt_role_mapping"],
+        "one of the provider's roles is two roles here",
     );
     found.refuse(auth.jwt_leeway > LEEWAY_MAX, &["auth.jwt_leeway"], "clocks that are more than 10m apart are wrong");
     let is_theirs = auth.jwt_role_mapping.iter().any(|role| role.ours == smg_auth::Role::Admin);

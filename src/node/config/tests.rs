@@ -186,6 +186,7 @@ fn a_provider_of_tokens_is_checked_as_a_whole() {
     check(&with("--jwt-jwks-uri http://id.test/keys"), &["auth.jwt_jwks_uri: http://id.test/keys: it is not https"]);
     check(&with("--jwt-jwks-uri file:///etc/passwd"), &["it is no url"]);
     check(&with("--jwt-role-mapping a=root"), &["must be theirs=ours"]);
+    check(&with("--jwt-role-mapping a=viewer,a=admin"), &["one of the provider's roles is two roles here"]);
     check(&with("--jwt-leeway 1h"), &["more than 10m apart"]);
     check(&with("--jwt-keys-kept-for 1m"), &["would be forgotten"]);
     check(&with("--jwt-ca-cert-paths /nowhere"), &["auth.jwt_ca_cert_paths: /nowhere: "]);
