@@ -296,6 +296,10 @@ def test_the_audit_log_says_that_it_was_a_token(company):
     entries = fetch(f"{company.cluster.url}/audit", headers=company.cluster.auth)["entries"]
     newest = next(entry for entry in entries if entry["action"] == "POST /keys" and entry["who"] == "ada")
     assert newest["via"] == "token"
+    assert status_of(company.cluster, "POST", "/keys", bearer(company.provider.token("carl")), {"name": "x"})[0] == 403
+    entries = fetch(f"{company.cluster.url}/audit", headers=company.cluster.auth)["entries"]
+    newest = next(entry for entry in entries if entry["who"] == "carl")
+    assert (newest["via"], newest["outcome"]) == ("token", "denied: forbidden")
 
 
 def test_usage_is_that_of_the_tenant_in_the_token(company):

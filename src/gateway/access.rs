@@ -69,6 +69,8 @@ pub(crate) struct Refused {
     pub(crate) failure: Failure,
     /// The label in metrics.
     pub(crate) reason: &'static str,
+    /// Who it was, where that is known: somebody who may not do this.
+    pub(crate) who: Option<Arc<Principal>>,
 }
 
 /// The head of a request, for who looks at who sent it.
@@ -133,14 +135,13 @@ impl Access {
             return self.without_key(visit, settings);
         }
         let principal = self.one_of(holder, &offered).await?;
-        match principal.role {
-            Role::Admin => Ok(principal),
-            Role::Viewer if matches!(*visit.method, Method::GET | Method::HEAD) => Ok(principal),
-            Role::Viewer => Err(forbidden("a viewer may look at everything and change nothing")),
-            Role::Caller => {
-                Err(forbidden("this key or token is for callers; the admin API wants one with the role admin"))
-            }
-        }
+        let message = match principal.role {
+            Role::Admin => return Ok(principal),
+            Role::Viewer if matches!(*visit.method, Method::GET | Method::HEAD) => return Ok(principal),
+            Role::Viewer => "a viewer may look at everything and change nothing",
+            Role::Caller => "this key or token is for callers; the admin API wants one with the role admin",
+        };
+        Err(Refused { who: Some(principal), ..forbidden(message) })
     }
 
     /// Who presents these credentials: whoever they all lead to. Those that lead to nobody beside ones that lead to somebody
@@ -162,7 +163,7 @@ impl Access {
                 Ok(principal) => match &found {
                     Some(known) if *known != principal => {
                         let message = "the credentials in this request are those of different callers; send one";
-                        return Err(Refused { failure: unauthorized(message), reason: "ambiguous" });
+                        return Err(Refused { failure: unauthorized(message), reason: "ambiguous", who: None });
                     }
                     _ => found = Some(principal),
                 },
@@ -289,12 +290,12 @@ impl From<Denied> for Refused {
             Denied::Unavailable => FailureCode::IdentityUnavailable,
             _ => FailureCode::Unauthorized,
         };
-        Self { failure: Failure::new(code, denied.message()), reason: denied.reason() }
+        Self { failure: Failure::new(code, denied.message()), reason: denied.reason(), who: None }
     }
 }
 
 pub(crate) fn forbidden(message: &'static str) -> Refused {
-    Refused { failure: Failure::new(FailureCode::Forbidden, message), reason: "forbidden" }
+    Refused { failure: Failure::new(FailureCode::Forbidden, message), reason: "forbidden", who: None }
 }
 
 fn unauthorized(message: &'static str) -> Failure {
@@ -317,12 +318,13 @@ pub(crate) const fn scope_of(endpoint: Endpoint) -> Scope {
 }
 
 /// Who is known may still not use everything. What is missing is named: it is no secret from whoever holds the key.
-fn refuse_beyond_scopes(principal: &Principal, wanted: Option<Scope>) -> Result<(), Refused> {
+fn refuse_beyond_scopes(principal: &Arc<Principal>, wanted: Option<Scope>) -> Result<(), Refused> {
     let Some(missing) = wanted.filter(|scope| !principal.scopes.allows(*scope)) else { return Ok(()) };
     let key = principal.key.as_ref().map(tracing::field::display);
     tracing::info!(key, tenant = %principal.tenant, scope = missing.as_str(), "a caller lacks a scope");
     let message = format!("this key may not call this endpoint: it lacks the scope '{}'", missing.as_str());
-    Err(Refused { failure: Failure::new(FailureCode::MissingScope, message), reason: "scope" })
+    let failure = Failure::new(FailureCode::MissingScope, message);
+    Err(Refused { failure, reason: "scope", who: Some(principal.clone()) })
 }
 
 /// Whether a web page sent the request that is not among those which may call. Without a key nothing else keeps the pages
@@ -363,4 +365,39 @@ fn offered(headers: &HeaderMap) -> Offered<'_> {
         }
     }
     offered
+}
+
+#[cfg(test)]
+mod tests {
+    use smg_auth::{KeyRecord, Origin};
+    use smg_base::{ManualClock, Secret};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_may_not_administer_is_still_known() {
+        let identity = Identity::of_nobody(Arc::new(ManualClock::default()));
+        let key = |name: &str, role| {
+            let record = KeyRecord { id: name.into(), role, ..KeyRecord::new(name.to_owned(), "acme", 0) };
+            record.of_key(&Secret::new(name))
+        };
+        let records = vec![key("ops", Role::Admin), key("looks", Role::Viewer), key("calls", Role::Caller)];
+        identity.authenticator.set_keys(Origin::File, records);
+        let (access, settings) = (Access::new(identity), Settings::default());
+        let check = async |key: &'static str, method: Method, expected: Result<&str, Option<&str>>| {
+            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, edge::header_value(&format!("Bearer {key}")))]);
+            let visit = Visit { headers: &headers, method: &method, peer: None };
+            let found = access.admin(visit, &settings).await;
+            let told = match &found {
+                Ok(principal) => Ok(&*principal.name),
+                Err(refused) => Err(refused.who.as_ref().map(|who| &*who.name)),
+            };
+            assert_eq!(told, expected, "{key} {method}");
+        };
+        check("ops", Method::POST, Ok("ops")).await;
+        check("looks", Method::GET, Ok("looks")).await;
+        check("looks", Method::POST, Err(Some("looks"))).await;
+        check("calls", Method::GET, Err(Some("calls"))).await;
+        check("unknown", Method::POST, Err(None)).await;
+    }
 }

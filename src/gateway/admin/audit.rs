@@ -11,7 +11,10 @@ use smg_base::RequestId;
 use smg_infer::{Failure, FailureCode};
 
 use super::Answer;
-use crate::{access::Visit, app::Gateway};
+use crate::{
+    access::{Refused, Visit},
+    app::Gateway,
+};
 
 /// What a request changed. Handlers leave it with their answer.
 #[derive(Clone, Debug)]
@@ -31,9 +34,9 @@ pub(crate) struct Attempt {
 }
 
 /// Who it was, and how that is known.
-#[derive(Clone, Copy)]
-struct Author<'a> {
-    who: &'a str,
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Author {
+    who: String,
     via: &'static str,
 }
 
@@ -69,31 +72,21 @@ impl Attempt {
     }
 
     /// Takes down that it was refused at the door.
-    pub(crate) fn denied(self, gateway: &Gateway, reason: &'static str) {
-        self.write(gateway, Author { who: "nobody known", via: "" }, None, format!("denied: {reason}"));
+    pub(crate) fn denied(self, gateway: &Gateway, refused: &Refused) {
+        self.write(gateway, Author::of(refused.who.as_deref()), None, format!("denied: {}", refused.reason));
     }
 
     /// Takes down how it ended.
     pub(crate) fn ended(self, gateway: &Gateway, principal: &Principal, status: StatusCode, change: Option<&Change>) {
-        let who = match &principal.key {
-            Some(key) => format!("{} ({key})", principal.name),
-            None => principal.name.to_string(),
-        };
         let outcome = if status.is_success() { "done".to_owned() } else { format!("refused: {}", status.as_u16()) };
-        let via = match principal.via {
-            Via::Key => "key",
-            Via::SharedKey => "shared key",
-            Via::Token => "token",
-            Via::Open => "open",
-        };
-        self.write(gateway, Author { who: &who, via }, change, outcome);
+        self.write(gateway, Author::of(Some(principal)), change, outcome);
     }
 
-    fn write(self, gateway: &Gateway, author: Author<'_>, change: Option<&Change>, outcome: String) {
+    fn write(self, gateway: &Gateway, author: Author, change: Option<&Change>, outcome: String) {
         let Some(audit) = &gateway.access.audit else { return };
         audit.record(AuditEntry {
             at: gateway.clock.unix_ms(),
-            who: author.who.to_owned(),
+            who: author.who,
             via: author.via.to_owned(),
             door: "admin".to_owned(),
             action: format!("{} {}", self.method, self.path),
@@ -104,5 +97,22 @@ impl Attempt {
             request_id: self.request_id.to_string(),
             address: self.address,
         });
+    }
+}
+
+impl Author {
+    fn of(principal: Option<&Principal>) -> Self {
+        let Some(principal) = principal else { return Self { who: "nobody known".to_owned(), via: "" } };
+        let who = match &principal.key {
+            Some(key) => format!("{} ({key})", principal.name),
+            None => principal.name.to_string(),
+        };
+        let via = match principal.via {
+            Via::Key => "key",
+            Via::SharedKey => "shared key",
+            Via::Token => "token",
+            Via::Open => "open",
+        };
+        Self { who, via }
     }
 }

@@ -63,7 +63,7 @@ pub(crate) async fn guard(door: Door, gateway: Arc<Gateway>, request: Request, n
             let surface = if door == Door::Admin { "admin" } else { "serving" };
             gateway.metrics.auth_failures.with_label_values(&[surface, refused.reason]).inc();
             if let Some(attempt) = attempt {
-                attempt.denied(&gateway, refused.reason);
+                attempt.denied(&gateway, &refused);
             }
             return routes::refuse(&gateway, &Request::from_parts(head, body), &refused.failure);
         }
