@@ -6,7 +6,7 @@ use axum::extract::{Query, State};
 use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use smg_auth::{AuditEntry, Principal, Via};
+use smg_auth::{AuditEntry, Principal, Via, is_well_formed};
 use smg_base::RequestId;
 use smg_infer::{Failure, FailureCode};
 
@@ -40,6 +40,9 @@ struct Author {
     via: &'static str,
 }
 
+/// Longest path that is taken down.
+const PATH_CHARS_MAX: usize = 200;
+
 /// Entries shown if nothing else is asked for, and at most.
 const SHOWN: usize = 100;
 const SHOWN_MAX: usize = 1_000;
@@ -65,7 +68,7 @@ impl Attempt {
         let changes = !matches!(*visit.method, Method::GET | Method::HEAD | Method::OPTIONS);
         changes.then(|| Self {
             method: visit.method.clone(),
-            path: path.chars().take(200).collect(),
+            path: without_keys(path),
             address: visit.peer.map_or_else(String::new, |peer| peer.0.ip().to_string()),
             request_id,
         })
@@ -114,5 +117,28 @@ impl Author {
             Via::Open => "open",
         };
         Self { who, via }
+    }
+}
+
+/// A path, without a key that somebody took for its id.
+fn without_keys(path: &str) -> String {
+    let parts = path.split('/').map(|part| if is_well_formed(part) { "(a key)" } else { part });
+    parts.collect::<Vec<_>>().join("/").chars().take(PATH_CHARS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use smg_auth::KeyRecord;
+
+    use super::*;
+
+    #[test]
+    fn a_path_is_taken_down_without_keys() {
+        let made = KeyRecord::new("a".to_owned(), "acme", 0).with_new_key();
+        let (key, record) = made.unwrap_or_else(|error| panic!("{error}"));
+        let check = |path: &str, expected: &str| assert_eq!(without_keys(path), expected, "{path}");
+        check(&format!("/keys/{}", record.id), &format!("/keys/{}", record.id));
+        check(&format!("/keys/{}/rotate", key.expose()), "/keys/(a key)/rotate");
+        check(&"/x".repeat(300), &"/x".repeat(100));
     }
 }
