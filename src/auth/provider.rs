@@ -25,6 +25,9 @@ use crate::{
 /// Longest description of itself that a provider may give.
 const DISCOVERY_BYTES_MAX: usize = 64 << 10;
 
+/// Longest address of its keys.
+const URL_BYTES_MAX: usize = 2_048;
+
 /// Shortest time between two fetches that tokens cause, so that made-up tokens do not become requests at the provider:
 /// from the end of one to the beginning of the next.
 const REFETCH_EVERY: Duration = Duration::from_secs(10);
@@ -256,6 +259,10 @@ async fn discover(issuer: &str, fetch: &dyn Fetch) -> Result<String, ProviderErr
     };
     if described.issuer != issuer {
         return Err(wrong("it is that of another issuer"));
+    }
+    // It is named where things go wrong, in logs among others.
+    if described.jwks_uri.len() > URL_BYTES_MAX || !described.jwks_uri.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(wrong("what it says of where its keys are is no url"));
     }
     // Keys over a connection that anybody may change would prove nothing.
     if issuer.starts_with("https://") && !described.jwks_uri.starts_with("https://") {

@@ -356,6 +356,13 @@ async fn a_provider_that_cannot_be_believed_or_asked_does_not_open() {
     check(&|site| site.put(DISCOVERY, described("https://id.test/realm/", KEYS)), "another issuer").await;
     check(&|site| site.put(DISCOVERY, described(ISSUER, "http://keys.test/jwks")), "not behind https").await;
     check(&|site| site.put(DISCOVERY, described(ISSUER, "file:///etc/passwd")), "not behind https").await;
+    for odd in [
+        "https://id.test/\nERROR of the operator's",
+        "https://id.test/\u{1b}[2J",
+        &format!("https://id.test/{}", "x".repeat(2_048)),
+    ] {
+        check(&|site| site.put(DISCOVERY, described(ISSUER, odd)), "is no url").await;
+    }
     check(&|site| site.put(DISCOVERY, "<html>"), "no JSON object").await;
     check(&|site| site.put(DISCOVERY, json!({ "issuer": ISSUER })), "no JSON object").await;
     check(&|site| site.put(DISCOVERY, format!("{}{{}}", " ".repeat(64 << 10))), "more than 65536 bytes").await;
