@@ -6,7 +6,7 @@ use std::{
 };
 
 use smg_sim::{
-    limits::{Case, Figures, Mode, Trouble},
+    limits::{Case, Figures, Mode, Trouble, Window},
     measure::quantile,
 };
 
@@ -35,18 +35,28 @@ pub(super) struct Limits {
     trouble_seconds: u64,
 }
 
-const MODES: [Mode; 3] = [Mode::Shared, Mode::Hybrid, Mode::Strict];
-const TROUBLES: [Trouble; 2] = [Trouble::Split, Trouble::Swarm];
+/// What is run. The last two are budgets: they are used up once, twice of them is asked for, and nobody may refill them.
+const KINDS: [(Mode, Window, Trouble); 8] = [
+    (Mode::Shared, Window::Second, Trouble::Split),
+    (Mode::Shared, Window::Second, Trouble::Swarm),
+    (Mode::Hybrid, Window::Second, Trouble::Split),
+    (Mode::Hybrid, Window::Second, Trouble::Swarm),
+    (Mode::Strict, Window::Second, Trouble::Split),
+    (Mode::Strict, Window::Second, Trouble::Swarm),
+    (Mode::Strict, Window::Hour, Trouble::Swarm),
+    (Mode::Strict, Window::Hour, Trouble::Kills),
+];
+const BUDGET_OVERLOAD: f64 = 2.0;
 
 pub(super) fn run(args: &Limits) -> Result<(), Failure> {
     let mut cases = Vec::new();
-    for mode in MODES {
-        for trouble in TROUBLES {
-            let nodes = usize::try_from(args.nodes).unwrap_or(usize::MAX);
-            let (amount, overload, seconds) = (args.limit, args.overload, args.trouble_seconds);
-            let seeds = (0..args.seeds).map(|number| args.first_seed.wrapping_add(number));
-            cases.extend(seeds.map(|seed| Case { seed, nodes, mode, amount, overload, trouble, seconds, flaw: None }));
-        }
+    for (mode, window, trouble) in KINDS {
+        let nodes = usize::try_from(args.nodes).unwrap_or(usize::MAX);
+        let (amount, seconds) = (args.limit, args.trouble_seconds);
+        let overload = if window == Window::Second { args.overload } else { BUDGET_OVERLOAD };
+        let seeds = (0..args.seeds).map(|number| args.first_seed.wrapping_add(number));
+        let case = |seed| Case { seed, nodes, mode, amount, window, overload, trouble, seconds, flaw: None };
+        cases.extend(seeds.map(case));
     }
     let next = AtomicU64::new(0);
     let done = on_all_cores(|| {
@@ -63,11 +73,13 @@ pub(super) fn run(args: &Limits) -> Result<(), Failure> {
     for (case, figures) in &done {
         if let Some(what) = &figures.exceeded {
             exceeded += 1;
-            output::note(&format!("seed {}, {:?}: a strict limit was exceeded: {what}", case.seed, case.trouble));
+            let (seed, window, trouble) = (case.seed, case.window, case.trouble);
+            output::note(&format!("seed {seed}, by the {window}, {trouble:?}: a strict limit was exceeded: {what}"));
         }
     }
     let header = [
         "mode",
+        "per",
         "trouble",
         "runs",
         "whole p50",
@@ -78,21 +90,21 @@ pub(super) fn run(args: &Limits) -> Result<(), Failure> {
         "healed max",
         "used",
         "lone min",
+        "total min",
         "staleness ms",
         "B/s",
     ];
-    let rows: Vec<Vec<String>> = MODES
+    let rows: Vec<Vec<String>> = KINDS
         .into_iter()
-        .flat_map(|mode| TROUBLES.map(|trouble| (mode, trouble)))
-        .map(|(mode, trouble)| {
-            row(&done.iter().filter(|(case, _)| (case.mode, case.trouble) == (mode, trouble)).collect::<Vec<_>>())
+        .map(|kind| {
+            row(&done.iter().filter(|(case, _)| (case.mode, case.window, case.trouble) == kind).collect::<Vec<_>>())
         })
         .collect();
     output::print(&output::table(&header, &rows))?;
     output::print(
-        "Peaks are the most that all nodes together let in within one second, in parts of the limit: while nothing was wrong (whole), \
+        "Peaks are the most that all nodes together let in within one window, in parts of the limit: while nothing was wrong (whole), \
          while something was, from 12 s after that (known), and after healing. Used is the mean after healing, lone what one node let in \
-         that had all the load, staleness how late the others' counts were heard at most, B/s what a node wrote.\n",
+         that had all the load, total what all let in of a limit by the hour at least, which is used up once, staleness how late the others' counts were heard at most, B/s what a node wrote.\n",
     )?;
     match exceeded {
         0 => Ok(()),
@@ -112,9 +124,11 @@ fn row(runs: &[&(Case, Figures)]) -> Vec<String> {
         Trouble::None => "none",
         Trouble::Split => "split",
         Trouble::Swarm => "swarm",
+        Trouble::Kills => "kills",
     };
     vec![
         case.mode.as_str().to_owned(),
+        case.window.as_str().to_owned(),
         trouble.to_owned(),
         runs.len().to_string(),
         parts(middle(&all(&|figures| figures.peak_whole))),
@@ -125,6 +139,10 @@ fn row(runs: &[&(Case, Figures)]) -> Vec<String> {
         parts(most(all(&|figures| figures.peak_healed))),
         parts(middle(&all(&|figures| figures.mean_healed))),
         parts(least(all(&|figures| figures.lone))),
+        match case.window {
+            Window::Second => "-".to_owned(),
+            _ => parts(least(all(&|figures| figures.total))),
+        },
         format!("{:.0}", late * 1_000.0),
         format!("{:.0}", middle(&all(&|figures| figures.bytes_per_second))),
     ]

@@ -33,6 +33,9 @@ pub(crate) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-
 /// `Retry-After` in milliseconds, as OpenAI's SDKs like it best.
 pub(crate) const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
+/// How long a request waits for what it is to be charged to be written down.
+const WRITTEN_WITHIN: Duration = Duration::from_millis(500);
+
 /// What is counted of limits. No tenant, key or model is named here.
 pub(crate) struct LimitMeters {
     decisions: IntCounterVec,
@@ -85,45 +88,64 @@ pub(crate) enum Spent {
 }
 
 /// Charges a request what it may use at most, as far as that is known, or refuses it.
-pub(crate) fn reserve(
-    gateway: &Gateway,
+///
+/// What only has to be written down first, which takes some milliseconds, is waited for.
+pub(crate) fn reserve<'a>(
+    gateway: &'a Gateway,
     settings: &Settings,
     prepared: &Prepared,
-    trail: &mut Trail,
-) -> Result<(), Failure> {
-    if prepared.hop.is_some() {
-        return Ok(());
-    }
+    trail: &'a mut Trail,
+) -> impl Future<Output = Result<(), Failure>> + use<'a> {
     let hints = &prepared.hints;
     let output = match prepared.endpoint.is_generation() {
         true => hints.output_tokens_max.unwrap_or(settings.output_tokens_reserved),
         false => 0,
     };
+    let (input, is_handed_on) = (hints.input_tokens, prepared.hop.is_some());
     let mut account = Account {
         principal: prepared.principal.clone(),
         model: prepared.pool.model.clone(),
         price: settings.prices.of(prepared.pool.model.as_str()),
         reservation: None,
     };
-    let demand = account.demand(Spent::Tokens { input: hints.input_tokens, cached: 0, output });
-    let reserved = gateway.limiter.reserve(&account.subject(), &demand, gateway.now());
-    let meters = &gateway.metrics.limits;
-    let failure = match reserved {
-        Ok(reservation) => {
-            if !reservation.is_empty() {
-                meters.allowed.inc();
-                meters.reserved.inc_by(hints.input_tokens.saturating_add(output));
+    async move {
+        if is_handed_on {
+            return Ok(());
+        }
+        let demand = account.demand(Spent::Tokens { input, cached: 0, output });
+        let reserved = charge(gateway, &account, &demand).await;
+        let meters = &gateway.metrics.limits;
+        let failure = match reserved {
+            Ok(reservation) => {
+                if !reservation.is_empty() {
+                    meters.allowed.inc();
+                    meters.reserved.inc_by(input.saturating_add(output));
+                }
+                account.reservation = Some(reservation);
+                None
             }
-            account.reservation = Some(reservation);
-            None
+            Err(refused) => {
+                meters.decisions.with_label_values(&["refused", refused.dimension.as_str()]).inc();
+                Some(failure_of(&refused))
+            }
+        };
+        trail.account(account);
+        failure.map_or(Ok(()), Err)
+    }
+}
+
+/// Charges `demand`, once what may be charged is written down.
+async fn charge(gateway: &Gateway, account: &Account, demand: &Demand) -> Result<Reservation, Refused> {
+    let begun = gateway.now();
+    loop {
+        let now = gateway.now();
+        match gateway.limiter.reserve(&account.subject(), demand, now) {
+            Err(refused) if refused.is_unwritten && now.since(begun) < WRITTEN_WITHIN => {
+                tokio::time::sleep(refused.retry_after).await;
+            }
+            outcome => return outcome,
         }
-        Err(refused) => {
-            meters.decisions.with_label_values(&["refused", refused.dimension.as_str()]).inc();
-            Some(failure_of(&refused))
-        }
-    };
-    trail.account(account);
-    failure.map_or(Ok(()), Err)
+    }
 }
 
 impl Account {
@@ -191,7 +213,7 @@ impl Account {
 
 /// The failure that a refusal leads to. Spent money is told apart, as OpenAI does: waiting a little will not help.
 fn failure_of(refused: &Refused) -> Failure {
-    let Refused { rule, dimension, limit, retry_after, never } = refused;
+    let Refused { rule, dimension, limit, retry_after, never, is_unwritten: _ } = refused;
     let code = match dimension {
         Dimension::Money => FailureCode::BudgetSpent,
         _ => FailureCode::RateLimited,
@@ -384,6 +406,7 @@ mod tests {
             limit: 100,
             retry_after: Duration::from_secs(3),
             never,
+            is_unwritten: false,
         };
         let failure = failure_of(&refused(Dimension::Requests, false));
         assert_eq!((failure.code, failure.retry_after), (FailureCode::RateLimited, Some(Duration::from_secs(3))));

@@ -142,7 +142,7 @@ async fn dispatch_admitted(
         Endpoint::Transcriptions => transcription::prepare(gateway, current, admitted, trail).await?,
         _ => prepare::prepare(gateway, current, admitted, trail).await?,
     };
-    limits::reserve(gateway, &current.settings, &prepared, trail)?;
+    limits::reserve(gateway, &current.settings, &prepared, trail).await?;
     dispatch::dispatch(gateway, prepared, trail).await
 }
 

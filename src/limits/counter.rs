@@ -6,7 +6,7 @@ use smg_base::Timestamp;
 
 use crate::{
     compact::Compact,
-    rule::Window,
+    rule::{Mode, Window},
     rules::CounterId,
     stance::{Allowance, Share, Slot},
 };
@@ -142,6 +142,8 @@ pub(crate) struct Counter {
     total: u64,
     /// What was added to this node's base right.
     pub(crate) lent: i64,
+    /// What may still be taken before more of it is written down, where that is needed; less than nothing after debts.
+    pub(crate) room: i64,
     heard: Box<[Heard]>,
     /// The newest slot of the ring.
     tick: u32,
@@ -150,6 +152,8 @@ pub(crate) struct Counter {
     pub(crate) rule: u16,
     /// One more than the binary logarithm of the greatest charge refused for want of rights; zero if none was.
     wants: u8,
+    /// The same of what was refused for want of room.
+    lacks: u8,
     pub(crate) state: State,
     /// By the low bits of a slot's number, what was taken in it.
     ring: [Compact; SLOTS],
@@ -161,6 +165,8 @@ pub(crate) enum Fit {
     Fits,
     /// It does when the others have heard what this node took before it.
     Untold,
+    /// It does when it is written down that so much may be taken.
+    Unwritten,
     /// It does not.
     Full,
 }
@@ -186,11 +192,13 @@ impl Counter {
             id,
             total: 0,
             lent: 0,
+            room: 0,
             heard: Box::default(),
             tick,
             told: Compact::ZERO,
             rule: NO_RULE,
             wants: 0,
+            lacks: 0,
             state,
             ring: [Compact::ZERO; SLOTS],
         }
@@ -258,9 +266,23 @@ impl Counter {
         }
     }
 
+    /// Whether what may be taken has to be written down first: what counts for so long that a run of the process may end meanwhile,
+    /// and may not be exceeded.
+    #[inline]
+    pub(crate) const fn is_pledged(&self, mode: Mode) -> bool {
+        matches!(mode, Mode::Strict) && self.id.outlives_runs()
+    }
+
+    /// Whether there is room for `charge` in what was written down.
+    #[inline]
+    pub(crate) fn has_room(&self, charge: u64) -> bool {
+        u64::try_from(self.room).is_ok_and(|room| charge <= room)
+    }
+
     /// Takes `amount` in the newest slot.
     #[inline]
     pub(crate) fn take(&mut self, amount: u64) {
+        self.room = self.room.saturating_sub_unsigned(amount);
         if self.id.window().is_none() {
             self.total += amount;
         } else {
@@ -275,8 +297,10 @@ impl Counter {
             return;
         }
         if actual < reserved {
+            // Makes no room: what is given back in one slot may be taken in another, which passes later.
             self.change(tick, |slot| slot.saturating_sub(reserved - actual));
         } else {
+            self.room = self.room.saturating_sub_unsigned(actual - reserved);
             self.change(tick, |slot| slot.saturating_add(actual - reserved));
         }
     }
@@ -350,16 +374,27 @@ impl Counter {
 
     /// A charge was refused for want of rights.
     pub(crate) fn want(&mut self, charge: u64) {
-        let logarithm = u64::BITS - charge.saturating_sub(1).leading_zeros();
-        self.wants = self.wants.max(u8::try_from(logarithm).unwrap_or(u8::MAX) + 1);
+        self.wants = self.wants.max(logarithm(charge));
+    }
+
+    /// A charge was refused for want of room.
+    pub(crate) fn lack(&mut self, charge: u64) {
+        self.lacks = self.lacks.max(logarithm(charge));
+    }
+
+    /// The greatest charge refused for want of room since some was made, rounded up to a power of two; zero if none was.
+    pub(crate) fn lacking(&self) -> u64 {
+        power(self.lacks)
+    }
+
+    /// There is room for so much.
+    pub(crate) fn make_room(&mut self, room: i64) {
+        (self.room, self.lacks) = (room, 0);
     }
 
     /// What to tell the others, who hold it for told from now on.
     pub(crate) fn tell(&mut self, right: u64) -> Slot {
-        let wants = match std::mem::take(&mut self.wants) {
-            0 => 0,
-            more => 1_u64.checked_shl(u32::from(more) - 1).unwrap_or(u64::MAX),
-        };
+        let wants = power(std::mem::take(&mut self.wants));
         let lasting = if self.id.window().is_none() {
             self.total
         } else {
@@ -429,7 +464,13 @@ impl Counter {
 
     /// Whether nothing is lost when it goes.
     pub(crate) fn is_idle(&self) -> bool {
-        self.total == 0 && self.heard.is_empty() && self.lent == 0 && self.told.is_zero() && self.state == State::Quiet
+        self.total == 0
+            && self.heard.is_empty()
+            && self.lent == 0
+            && self.room <= 0
+            && self.lacks == 0
+            && self.told.is_zero()
+            && self.state == State::Quiet
     }
 
     /// What was taken in each slot, the newest first.
@@ -452,6 +493,20 @@ impl Counter {
             self.change(self.tick.wrapping_sub(age), |_| higher - highest);
             highest = higher;
         }
+    }
+}
+
+/// One more than the binary logarithm, rounded up.
+fn logarithm(charge: u64) -> u8 {
+    let logarithm = u64::BITS - charge.saturating_sub(1).leading_zeros();
+    u8::try_from(logarithm).unwrap_or(u8::MAX) + 1
+}
+
+/// The power of two that this is one more than the logarithm of; zero for zero.
+fn power(logarithm: u8) -> u64 {
+    match logarithm {
+        0 => 0,
+        more => 1_u64.checked_shl(u32::from(more) - 1).unwrap_or(u64::MAX),
     }
 }
 

@@ -29,6 +29,8 @@ const SWEPT: usize = 32;
 const UNKNOWN: Duration = Duration::from_secs(1);
 /// When to come back where others have to hear something first.
 const TOLD: Duration = Duration::from_millis(50);
+/// When to come back where something has to be written down first.
+const WRITTEN: Duration = Duration::from_millis(20);
 
 /// How large a limiter may become, and where its time begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +90,8 @@ pub struct Refused {
     pub retry_after: Duration,
     /// Whether the charge alone is more than the limit.
     pub never: bool,
+    /// Whether there is enough left, and only has to be written down before: soon.
+    pub is_unwritten: bool,
 }
 
 /// What a request was charged before it was sent. To be settled, whatever becomes of the request.
@@ -254,14 +258,23 @@ impl Limiter {
         }
         counter.advance(tick);
         let allowance = stance.allowance(rule, counter.lent, moment.now);
-        let fit = counter.fits(amount, allowance, moment);
+        let mut fit = counter.fits(amount, allowance, moment);
+        if fit == Fit::Fits && self.config.is_meshed && counter.is_pledged(rule.mode) && !counter.has_room(amount) {
+            fit = Fit::Unwritten;
+        }
         if fit == Fit::Fits {
             counter.take(amount);
             let tick = counter.tick();
             shard.mark(place, self.telling());
             return Ok(Taken { counter: applied.counter, amount, place, tick, dimension: rule.dimension });
         }
+        if fit == Fit::Unwritten {
+            counter.lack(amount);
+            shard.mark(place, self.telling());
+            return Err(Refused { is_unwritten: true, ..refused(rule, WRITTEN) });
+        }
         let retry_after = match fit {
+            Fit::Unwritten => WRITTEN,
             Fit::Untold => TOLD,
             Fit::Fits | Fit::Full => counter.fits_in(amount, allowance, moment).unwrap_or(UNKNOWN),
         };
@@ -395,7 +408,8 @@ struct Charge<'a> {
 }
 
 fn refused(rule: &Rule, retry_after: Duration) -> Refused {
-    Refused { rule: Arc::clone(&rule.name), dimension: rule.dimension, limit: rule.amount, retry_after, never: false }
+    let (dimension, limit) = (rule.dimension, rule.amount);
+    Refused { rule: Arc::clone(&rule.name), dimension, limit, retry_after, never: false, is_unwritten: false }
 }
 
 /// All counters are in use.

@@ -29,6 +29,9 @@ pub struct CounterId(pub u64);
 impl CounterId {
     const WINDOW_BITS: u64 = 0b111;
     const DURABLE: u64 = 0b1000;
+    const HOUR: u64 = Window::Hour as u64;
+    const DAY: u64 = Window::Day as u64;
+    const MONTH: u64 = Window::Month as u64;
     const TAIL: u64 = Self::WINDOW_BITS | Self::DURABLE;
 
     fn of(rule: &Rule, subject: &Subject<'_>) -> Option<Self> {
@@ -52,6 +55,12 @@ impl CounterId {
     pub fn window(self) -> Option<Window> {
         let index = usize::try_from(self.0 & Self::WINDOW_BITS).unwrap_or(usize::MAX);
         Window::ALL.get(index).copied()
+    }
+
+    /// Whether it counts for so long that what is taken of it has to be known to the next run of a node as well.
+    #[inline]
+    pub const fn outlives_runs(self) -> bool {
+        matches!(self.0 & Self::WINDOW_BITS, Self::HOUR | Self::DAY | Self::MONTH)
     }
 
     /// Whether it has to survive a restart.

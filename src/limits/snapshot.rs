@@ -14,6 +14,8 @@ use crate::{
 };
 
 const VERSION: u8 = 1;
+/// What a run may take after its counter was written down is one part of so many of the rights, where that does.
+pub(crate) const PLEDGES: u64 = 128;
 /// No amount in a snapshot is greater: what a counter can hold.
 const AMOUNT_MAX: u64 = 1 << 58;
 
@@ -41,13 +43,19 @@ impl Limiter {
         place.and_then(|place| shard.at_mut(place)).is_some_and(|counter| write(counter, moment, bytes))
     }
 
-    /// Takes back what was written down, with the age it has by now. What is taken back twice counts once; what there is no room for is
-    /// counted in [`Figures::full`](crate::Figures::full).
-    pub fn restore(&self, counter: CounterId, bytes: &[u8], now: Timestamp) -> Result<(), SnapshotError> {
+    /// Takes back what was written down, with the age it has by now, and `pledged` beside it, which may have been taken since and so
+    /// counts as taken now. What is taken back twice counts once; what there is no room for is counted in
+    /// [`Figures::full`](crate::Figures::full).
+    pub fn restore(&self, counter: CounterId, bytes: &[u8], pledged: u64, now: Timestamp) -> Result<(), SnapshotError> {
         let window = counter.window().ok_or(SnapshotError)?;
-        let written = read(bytes)?;
         let moment = self.moment(now);
-        let Some(amounts) = written.aged(moment.tick(Some(window))) else { return Ok(()) };
+        let written = if bytes.is_empty() { None } else { Some(read(bytes)?) };
+        let aged = written.and_then(|written| written.aged(moment.tick(Some(window))));
+        let mut amounts = aged.unwrap_or([0; SLOTS]);
+        amounts[0] = amounts[0].saturating_add(pledged.min(AMOUNT_MAX));
+        if amounts == [0; SLOTS] {
+            return Ok(());
+        }
         let mut shard = self.shard(counter).lock();
         let place = match shard.find(counter) {
             Some(place) => Some(place),
@@ -60,6 +68,75 @@ impl Limiter {
             shard.mark(place, self.telling());
         }
         Ok(())
+    }
+}
+
+/// What a run may take after its counter was written down. It is written with it, and may be taken when that is on disk: so whatever
+/// moment the run ends at, the next one counts no less than was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pledge {
+    /// How much.
+    pub(crate) amount: u64,
+    /// What it is while little is taken.
+    pub(crate) least: u64,
+    /// What all nodes together divide, if nobody may take more than its part; else zero.
+    pub(crate) rights: u64,
+    /// The room there was when the counter was written down.
+    room: i64,
+}
+
+impl Limiter {
+    /// Writes down one counter as [`snapshot_of`](Self::snapshot_of) does, and what may be taken after that: one part in [`PLEDGES`] of
+    /// the rights, and more while that is used up, up to an eighth. `before` is what was pledged last. None if nothing counts in it and
+    /// nothing is asked of it.
+    pub(crate) fn pledge(
+        &self,
+        counter: CounterId,
+        before: u64,
+        now: Timestamp,
+        bytes: &mut Vec<u8>,
+    ) -> Option<Pledge> {
+        let in_force = self.in_force.load();
+        let moment = self.moment(now);
+        let mut shard = self.shard(counter).lock();
+        let place = shard.find(counter)?;
+        let counter = shard.at_mut(place)?;
+        let rule = in_force.rules.get(counter.rule).filter(|rule| counter.is_pledged(rule.mode));
+        let had_any = write(counter, moment, bytes);
+        let lack = counter.lacking();
+        if lack == 0 && !had_any {
+            counter.room = counter.room.min(0);
+            return None;
+        }
+        let (rights, left) = match rule {
+            Some(rule) => {
+                let own = self.stance.load().allowance(rule, counter.lent, moment.now).own;
+                (rule.rights(), own.saturating_sub(counter.used()))
+            }
+            None => (0, 0),
+        };
+        let least = rights.div_ceil(PLEDGES);
+        let taken = before.saturating_sub(u64::try_from(counter.room).unwrap_or(0));
+        let amount = match before {
+            _ if lack > 0 || taken > before / 2 => before.saturating_mul(2).max(lack),
+            _ if taken < before / 8 => before / 2,
+            _ => before,
+        };
+        // What is left of the part is all that can be taken: the row of a counter that is used up says exactly how it stands.
+        let amount = amount.clamp(least, (rights / 8).max(least)).max(lack).min(left);
+        // Until the row is on disk the one before it holds, and then this one: what may be taken meanwhile is within both.
+        let room = counter.room.min(i64::try_from(amount).unwrap_or(i64::MAX));
+        counter.room = room;
+        Some(Pledge { amount, least, rights, room })
+    }
+
+    /// What was written down is on disk: it may be taken.
+    pub(crate) fn pledged(&self, counter: CounterId, pledge: Pledge) {
+        let mut shard = self.shard(counter).lock();
+        let place = shard.find(counter);
+        let Some(counter) = place.and_then(|place| shard.at_mut(place)) else { return };
+        let taken = pledge.room.saturating_sub(counter.room);
+        counter.make_room(i64::try_from(pledge.amount).unwrap_or(i64::MAX).saturating_sub(taken));
     }
 }
 
@@ -195,7 +272,7 @@ mod tests {
         // Three hours later, by another monotonic clock.
         let second = node(UNIX_MS + 13 * 3_600_000);
         for _ in 0..2 {
-            second.restore(counter, &bytes, Timestamp::ORIGIN).expect("a snapshot");
+            second.restore(counter, &bytes, 0, Timestamp::ORIGIN).expect("a snapshot");
         }
         for hour in 13..40 {
             assert_eq!(used(&second, hours(hour - 13)), used(&first, hours(hour)), "hour {hour}");
@@ -210,7 +287,7 @@ mod tests {
         for restart in 1..=24 {
             let (counter, bytes) = written(&limiter, hours(1));
             limiter = node(UNIX_MS + restart * 3_600_000);
-            limiter.restore(counter, &bytes, Timestamp::ORIGIN).expect("a snapshot");
+            limiter.restore(counter, &bytes, 0, Timestamp::ORIGIN).expect("a snapshot");
             assert_eq!(used(&limiter, Timestamp::ORIGIN), 500_000);
         }
         assert_eq!(used(&limiter, hours(1)), 0);
@@ -222,7 +299,7 @@ mod tests {
         spend(&first, 300_000, hours(1));
         let (counter, bytes) = written(&first, hours(12));
         let second = node(UNIX_MS - 1_000 * 3_600_000);
-        second.restore(counter, &bytes, Timestamp::ORIGIN).expect("a snapshot");
+        second.restore(counter, &bytes, 0, Timestamp::ORIGIN).expect("a snapshot");
         assert_eq!(used(&second, hours(12)), 300_000);
         assert_eq!(used(&second, hours(25)), 0);
     }
@@ -233,8 +310,54 @@ mod tests {
         spend(&first, 300_000, hours(1));
         let (counter, bytes) = written(&first, hours(1));
         spend(&first, 50_000, hours(2));
-        first.restore(counter, &bytes, hours(2)).expect("a snapshot");
+        first.restore(counter, &bytes, 0, hours(2)).expect("a snapshot");
         assert_eq!(used(&first, hours(2)), 350_000);
+    }
+
+    #[test]
+    fn what_may_be_taken_is_written_down_before_it_is_taken() {
+        const AMOUNT: u64 = 1_000;
+        let node = || {
+            let limiter =
+                Limiter::new(LimiterConfig { unix_ms_at_origin: UNIX_MS, is_meshed: true, counters_max: 100 });
+            let rule = Rule::new("r", Scope::Tenant, Dimension::Money, AMOUNT).per(Window::Day).mode(Mode::Strict);
+            limiter.reconfigure(Arc::new(Rules::new(vec![rule]).expect("a sound rule")));
+            limiter
+        };
+        let first = node();
+        let counter = first.rules().of(&SUBJECT)[0].counter;
+        let one = Demand { money: 1, ..Demand::default() };
+        let (mut before, mut kept, mut taken) = (0, None, 0);
+        loop {
+            // As many as go, while what says so is on its way to the disk and when it is there.
+            let mut take = || {
+                let refused = loop {
+                    match first.reserve(&SUBJECT, &one, hours(1)) {
+                        Ok(reservation) => first.settle(reservation, &one, hours(1)),
+                        Err(refused) => break refused,
+                    }
+                    taken += 1;
+                };
+                assert_eq!(refused.is_unwritten, taken < AMOUNT);
+            };
+            take();
+            let mut bytes = Vec::new();
+            let pledge = first.pledge(counter, before, hours(1), &mut bytes).expect("something is asked of it");
+            assert!(pledge.amount <= AMOUNT / 8);
+            take();
+            // The next run knows no less, whichever of the last two rows it finds.
+            for (bytes, pledged) in kept.iter().chain(&[(bytes.clone(), pledge.amount)]) {
+                let next = node();
+                next.restore(counter, bytes, *pledged, hours(1)).expect("a snapshot");
+                assert!(used(&next, hours(1)) >= taken, "{taken}");
+            }
+            first.pledged(counter, pledge);
+            (before, kept) = (pledge.amount, Some((bytes, pledge.amount)));
+            if taken == AMOUNT {
+                break;
+            }
+        }
+        assert_eq!(before, 0, "the last row says how it stands");
     }
 
     #[test]
@@ -265,14 +388,14 @@ mod tests {
                 }
             }
             let second = node(UNIX_MS + 23 * 3_600_000);
-            match second.restore(counter, &mutated, Timestamp::ORIGIN) {
+            match second.restore(counter, &mutated, 0, Timestamp::ORIGIN) {
                 Err(SnapshotError) => assert_eq!(second.figures().counters, 0),
                 Ok(()) => {
                     let _ = used(&second, hours(1));
                 }
             }
         }
-        assert!(first.restore(CounterId(u64::MAX), &bytes, hours(23)).is_err(), "what has no window");
+        assert!(first.restore(CounterId(u64::MAX), &bytes, 0, hours(23)).is_err(), "what has no window");
     }
 
     proptest! {

@@ -218,6 +218,8 @@ impl World {
             Event::Joined { alone } => self.joined(place, if alone { Company::None } else { Company::Peers }),
             Event::Worker { worker, row } => self.worker_changed(place, worker, row.as_ref()),
             Event::Reach { worker, reach } => self.reach_changed(place, worker, &reach),
+            // Where nothing is judged, whoever looks has tickets of its own.
+            Event::Written { .. } if !self.is_judged => {}
             Event::Written { ticket, outcome } => self.answered(ticket, outcome),
             Event::Left => {
                 self.reached.mark(Mark::Left);

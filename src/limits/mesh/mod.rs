@@ -12,4 +12,4 @@ mod rows;
 mod split;
 mod views;
 
-pub use plane::{Lane, Member, Plane, Tally, Write};
+pub use plane::{Batch, Lane, Member, Outcome, Plane, Tally, Write};

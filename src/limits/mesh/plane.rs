@@ -17,6 +17,7 @@ use crate::{
     limiter::Limiter,
     rule::{Mode, Window},
     rules::{CounterId, Rules},
+    snapshot::Pledge,
     stance::{Slot, Stance},
 };
 
@@ -37,6 +38,8 @@ const SLOT_BYTES: u64 = ROW_BYTES + 8 + 30;
 /// Time between two looks at what durable counters are to be remembered of, and how many at once.
 const KEEP_EVERY: Duration = Duration::from_millis(250);
 const KEPT_AT_ONCE: usize = 256;
+/// What the row of a durable counter costs at most, nearly always.
+const KEPT_BYTES: u64 = ROW_BYTES + 8 + 128;
 /// How long a row that says nothing any more stays: those who were away for a moment read it too.
 const EMPTY_FOR: Duration = Duration::from_secs(10);
 /// How long a node that wanted more running requests is taken to want them.
@@ -62,6 +65,32 @@ pub struct Write {
     pub key: Vec<u8>,
     /// Its value; none to remove it.
     pub value: Option<Vec<u8>>,
+}
+
+/// Rows of the durable lane. Each has to be kept, by this node's disk and another node, before [`Plane::kept`] is told so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Counts them.
+    pub number: u64,
+    /// The rows, no two with one key.
+    pub writes: Vec<Write>,
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All of it is kept.
+    Kept,
+    /// Some of it may not be.
+    Failed,
+}
+
+/// A batch that is being written.
+#[derive(Debug)]
+struct Writing {
+    number: u64,
+    pledges: Vec<(CounterId, Pledge)>,
+    counters: Vec<CounterId>,
 }
 
 /// Another node, or this one, as membership knows it.
@@ -142,7 +171,15 @@ pub struct Plane {
     /// Durable counters that have changed, and rows of this run.
     to_keep: BTreeSet<CounterId>,
     kept: BTreeSet<CounterId>,
+    /// Rights of strict rules that earlier runs have met.
+    restored: BTreeMap<CounterId, u64>,
+    /// What was pledged last of each, and that of which less is to be.
+    pledged: BTreeMap<CounterId, u64>,
+    to_lower: BTreeSet<CounterId>,
     kept_at: Timestamp,
+    batches: u64,
+    batch: Option<Batch>,
+    writing: Option<Writing>,
     bytes: u64,
     looked: Timestamp,
     looked_unix_us: u64,
@@ -176,7 +213,13 @@ impl Plane {
             wanting: BTreeMap::new(),
             to_keep: BTreeSet::new(),
             kept: BTreeSet::new(),
+            restored: BTreeMap::new(),
+            pledged: BTreeMap::new(),
+            to_lower: BTreeSet::new(),
             kept_at: now,
+            batches: 0,
+            batch: None,
+            writing: None,
             bytes: BYTES_GATHERED,
             looked: now,
             looked_unix_us: 0,
@@ -242,7 +285,7 @@ impl Plane {
                 Register::decode(value).map(|register| self.views.take_register(writer, register))
             }
             (Lane::Durable, Some(Key::Counter(counter))) => {
-                Kept::decode(value).and_then(|kept| self.take_kept(writer, counter, &kept, now))
+                Kept::of(value).and_then(|kept| self.take_kept(writer, counter, &kept, now))
             }
             _ => None,
         };
@@ -263,11 +306,15 @@ impl Plane {
         self.stand(now);
         self.tell(now, unix_us);
         self.lend(now);
-        if now.since(self.kept_at) >= KEEP_EVERY {
+        // As many as there are bytes for, and some from time to time though there are none.
+        let is_time = now.since(self.kept_at) >= KEEP_EVERY;
+        if is_time {
             self.kept_at = now;
-            self.keep(now);
+            self.to_keep.append(&mut self.to_lower);
             self.tidy(now);
         }
+        let room = usize::try_from(self.bytes / KEPT_BYTES).unwrap_or(usize::MAX);
+        self.keep(if is_time { KEPT_AT_ONCE } else { room.min(KEPT_AT_ONCE) }, now);
         self.looked = now;
         self.looked_unix_us = unix_us;
     }
@@ -287,6 +334,26 @@ impl Plane {
     /// What is to be written, in this order.
     pub fn take_writes(&mut self) -> Vec<Write> {
         std::mem::take(&mut self.writes)
+    }
+
+    /// What is to be kept, if that is another than the last one. There is none before [`Self::kept`] was told of the one before.
+    pub fn take_batch(&mut self) -> Option<Batch> {
+        self.batch.take()
+    }
+
+    /// What became of a batch.
+    pub fn kept(&mut self, number: u64, outcome: Outcome) {
+        let Some(writing) = self.writing.take_if(|writing| writing.number == number) else { return };
+        if outcome == Outcome::Failed {
+            self.to_lower.extend(writing.counters);
+            return;
+        }
+        for (counter, pledge) in writing.pledges {
+            self.limiter.pledged(counter, pledge);
+            if pledge.amount > pledge.least {
+                self.to_lower.insert(counter);
+            }
+        }
     }
 
     /// Since when what was just heard may have been counted at the node that told it: readings of its wall clock in microseconds.
@@ -369,11 +436,18 @@ impl Plane {
         let shares = self.views.shares();
         let mut over = 0;
         for counter in self.told.keys() {
-            let Some(own) = self.limiter.own(*counter, now).filter(|own| own.mode == Some(Mode::Strict)) else {
-                continue;
+            let Some(own) = self.limiter.own(*counter, now) else { continue };
+            let rights = match own.mode {
+                Some(Mode::Strict) => own.rights,
+                Some(_) => continue,
+                // What an earlier run took of a rule that this one has not met.
+                None => match self.restored.get(counter) {
+                    Some(rights) => *rights,
+                    None => continue,
+                },
             };
             let class = class(*counter);
-            let part = shares[class].map_or(0, |share| share.of(own.rights).saturating_add_signed(own.lent));
+            let part = shares[class].map_or(0, |share| share.of(rights).saturating_add_signed(own.lent));
             if own.used > part {
                 over |= 1 << class;
             }
@@ -499,7 +573,10 @@ impl Plane {
         if writer == self.node {
             // What this run has written comes back too, and is older than what it knows.
             if !self.kept.contains(&counter) {
-                self.limiter.restore(counter, &kept.snapshot, now).ok()?;
+                self.limiter.restore(counter, &kept.snapshot, kept.pledged, now).ok()?;
+                if kept.rights > 0 {
+                    self.restored.insert(counter, kept.rights);
+                }
             }
         } else if !self.alive.contains(&writer) {
             self.limiter.hear(writer, counter, kept.slot, now);
@@ -507,22 +584,36 @@ impl Plane {
         Some(())
     }
 
-    /// Writes down what durable counters are to be remembered of.
-    fn keep(&mut self, now: Timestamp) {
-        let mut snapshot = Vec::new();
-        for counter in self.to_keep.iter().copied().take(KEPT_AT_ONCE).collect::<Vec<_>>() {
-            self.to_keep.remove(&counter);
-            snapshot.clear();
-            let slot = self.told.get(&counter).map_or(Slot::default(), |told| told.slot);
-            if self.limiter.snapshot_of(counter, now, &mut snapshot) {
-                self.kept.insert(counter);
-                let kept = Kept { slot, snapshot: snapshot.clone() };
-                self.write(Lane::Durable, Key::Counter(counter), Some(kept.encode()));
-            } else {
-                self.kept.remove(&counter);
-                self.write(Lane::Durable, Key::Counter(counter), None);
-            }
+    /// Writes down what at most so many durable counters are to be remembered of: one batch after the other.
+    fn keep(&mut self, max: usize, now: Timestamp) {
+        if self.to_keep.is_empty() || self.writing.is_some() || max == 0 {
+            return;
         }
+        let counters: Vec<CounterId> = self.to_keep.iter().copied().take(max).collect();
+        let (mut pledges, mut writes) = (Vec::new(), Vec::new());
+        for &counter in &counters {
+            self.to_keep.remove(&counter);
+            let slot = self.told.get(&counter).map_or(Slot::default(), |told| told.slot);
+            let before = self.pledged.get(&counter).copied().unwrap_or(0);
+            let mut snapshot = Vec::new();
+            let value = match self.limiter.pledge(counter, before, now, &mut snapshot) {
+                Some(pledge) => {
+                    self.kept.insert(counter);
+                    self.pledged.insert(counter, pledge.amount);
+                    pledges.push((counter, pledge));
+                    let (pledged, rights) = (pledge.amount, pledge.rights);
+                    Some(Kept { slot, pledged, rights, snapshot }.encode())
+                }
+                None => {
+                    self.pledged.remove(&counter);
+                    None
+                }
+            };
+            writes.push(self.told_of(Lane::Durable, Key::Counter(counter), value));
+        }
+        self.batches += 1;
+        self.batch = Some(Batch { number: self.batches, writes });
+        self.writing = Some(Writing { number: self.batches, pledges, counters });
     }
 
     /// Removes rows that say nothing any more.
@@ -532,6 +623,12 @@ impl Plane {
             |(counter, told): (&CounterId, &Told)| told.empty_since.filter(|since| is_old(*since)).map(|_| *counter);
         for counter in self.told.iter().filter_map(empty).take(KEPT_AT_ONCE).collect::<Vec<_>>() {
             self.told.remove(&counter);
+            self.restored.remove(&counter);
+            // What this run wrote has come back by now. A pledge that nobody used ends.
+            self.kept.remove(&counter);
+            if self.pledged.contains_key(&counter) {
+                self.to_keep.insert(counter);
+            }
             self.write(Lane::Passing, Key::Counter(counter), None);
         }
         let old = self.wanting.iter().filter(|(_, since)| is_old(**since)).map(|(counter, _)| *counter);
@@ -542,12 +639,17 @@ impl Plane {
     }
 
     fn write(&mut self, lane: Lane, key: Key, value: Option<Vec<u8>>) {
+        let write = self.told_of(lane, key, value);
+        self.writes.push(write);
+    }
+
+    fn told_of(&mut self, lane: Lane, key: Key, value: Option<Vec<u8>>) -> Write {
         let key = key.bytes();
         let bytes = key.len() as u64 + value.as_ref().map_or(0, |value| value.len() as u64) + ROW_BYTES;
         self.bytes = self.bytes.saturating_sub(bytes);
         self.tally.rows_told += 1;
         self.tally.bytes_told += bytes;
-        self.writes.push(Write { lane, key, value });
+        Write { lane, key, value }
     }
 }
 

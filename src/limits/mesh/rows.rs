@@ -11,8 +11,7 @@ use crate::{
 pub(super) const SEATS_MAX: usize = 1_024;
 /// Whom a node may have lent rights of one counter.
 const GRANTS_MAX: usize = SEATS_MAX;
-/// The version of every value here. What is on the wire is never changed, only followed by another version.
-const VERSION: u8 = 1;
+const SNAPSHOT_BYTES_MAX: usize = 4_096;
 
 /// What an entry of a lane is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -174,11 +173,14 @@ impl Value for Wanted {
 
 /// A value that is kept in lanes.
 pub(super) trait Value: Sized {
+    /// What is on the wire is never changed, only followed by another version.
+    const VERSION: u8 = 1;
+
     fn write(&self, bytes: &mut Writer);
     fn read(bytes: &mut Reader<'_>) -> Option<Self>;
 
     fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer(vec![VERSION]);
+        let mut writer = Writer(vec![Self::VERSION]);
         self.write(&mut writer);
         writer.0
     }
@@ -186,7 +188,7 @@ pub(super) trait Value: Sized {
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (version, rest) = bytes.split_first()?;
         let mut reader = Reader(rest);
-        let value = (*version == VERSION).then(|| Self::read(&mut reader))??;
+        let value = (*version == Self::VERSION).then(|| Self::read(&mut reader))??;
         reader.0.is_empty().then_some(value)
     }
 }
@@ -290,20 +292,42 @@ impl Value for Slot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Kept {
     pub(super) slot: Slot,
+    /// What the run may have taken beside that.
+    pub(super) pledged: u64,
+    /// What all nodes together divide, where nobody may take more than its part.
+    pub(super) rights: u64,
     pub(super) snapshot: Vec<u8>,
 }
 
+impl Kept {
+    /// Reads what was written before anything was pledged, too.
+    pub(super) fn of(bytes: &[u8]) -> Option<Self> {
+        Self::decode(bytes).or_else(|| {
+            let (1, mut reader) = bytes.split_first().map(|(version, rest)| (*version, Reader(rest)))? else {
+                return None;
+            };
+            let slot = Slot::read(&mut reader)?;
+            let snapshot = reader.list(SNAPSHOT_BYTES_MAX, Reader::byte)?;
+            reader.0.is_empty().then_some(Self { slot, pledged: 0, rights: 0, snapshot })
+        })
+    }
+}
+
 impl Value for Kept {
+    const VERSION: u8 = 2;
+
     fn write(&self, bytes: &mut Writer) {
         self.slot.write(bytes);
+        bytes.number(self.pledged);
+        bytes.number(self.rights);
         bytes.count(self.snapshot.len());
         bytes.0.extend(&self.snapshot);
     }
 
     fn read(bytes: &mut Reader<'_>) -> Option<Self> {
-        let slot = Slot::read(bytes)?;
-        let snapshot = bytes.list(4_096, Reader::byte)?;
-        Some(Self { slot, snapshot })
+        let (slot, pledged, rights) = (Slot::read(bytes)?, bytes.number()?, bytes.number()?);
+        let snapshot = bytes.list(SNAPSHOT_BYTES_MAX, Reader::byte)?;
+        Some(Self { slot, pledged, rights, snapshot })
     }
 }
 
@@ -472,7 +496,7 @@ mod tests {
         let slot = Slot { used: u64::MAX, shared: 5, lasting: 1 << 40, wants: 128 };
         [
             slot.encode(),
-            Kept { slot, snapshot: vec![1, 2, 3] }.encode(),
+            Kept { slot, pledged: 300, rights: 5, snapshot: vec![1, 2, 3] }.encode(),
             register().encode(),
             Beat { run: 3, number: 900, view: 4, is_moving: true, heard: vec![0, 12, 899] }.encode(),
             Grants { run: 3, view: 4, to: vec![(5, 1), (9, u64::MAX)] }.encode(),
@@ -487,6 +511,9 @@ mod tests {
         check(&register());
         check(&Register::default());
         check(&Beat::default());
+        let kept = Kept { slot: Slot::default(), pledged: 0, rights: 0, snapshot: vec![7, 8] };
+        check(&kept);
+        assert_eq!(Kept::of(&[1, 0, 0, 0, 0, 2, 7, 8]), Some(kept), "as it was written before");
         check(&Grants { run: 1, view: 1, to: vec![(2, 3)] });
         check(&Stamp(1 << 41));
         check(&Wanted { number: 1, rights: u64::MAX });
@@ -519,7 +546,7 @@ mod tests {
                     _ => bytes.push(random.below(256) as u8),
                 }
             }
-            let _ = (Slot::decode(&bytes), Kept::decode(&bytes), Beat::decode(&bytes), Stamp::decode(&bytes));
+            let _ = (Slot::decode(&bytes), Kept::of(&bytes), Beat::decode(&bytes), Stamp::decode(&bytes));
             let _ = (Register::decode(&bytes), Grants::decode(&bytes), Wanted::decode(&bytes), Key::of(&bytes));
             let views = Register::decode(&bytes).into_iter().filter_map(|register| register.view);
             for view in views {

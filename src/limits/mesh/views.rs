@@ -49,8 +49,12 @@ const RUNNING_MAX: Duration = Duration::from_secs(60 * 60);
 #[derive(Debug, Default)]
 struct Peer {
     register: Option<Register>,
+    /// That of a run of which no sign of life was heard yet.
+    next: Option<Register>,
     beat: Option<Beat>,
     heard: Timestamp,
+    /// When the first sign of life of this run was heard.
+    begun: Timestamp,
 }
 
 /// Since when the own view is in force.
@@ -126,7 +130,14 @@ impl Views {
 
     pub(super) fn take_beat(&mut self, node: u64, beat: Beat, now: Timestamp) {
         let Some(peer) = self.peer(node) else { return };
+        let next = peer.next.take_if(|next| next.run == beat.run);
+        if peer.beat.as_ref().is_none_or(|known| known.run != beat.run) {
+            peer.begun = now;
+        }
         (peer.beat, peer.heard) = (Some(beat), now);
+        if let Some(register) = next {
+            self.take_register(node, register);
+        }
     }
 
     pub(super) fn take_register(&mut self, node: u64, register: Register) {
@@ -139,7 +150,10 @@ impl Views {
             // Who has lost its memory counts from the beginning again.
             register.serial > known.serial || (runs == Some(register.run) && known.run != register.run)
         });
-        if is_newer {
+        if !is_newer && peer.register.as_ref().is_some_and(|known| known.run != register.run) {
+            // A run that remembers less than others do of the one before; which of the two runs is later, its signs of life tell.
+            peer.next = Some(register);
+        } else if is_newer {
             let round = register.promised.round;
             peer.register = Some(register);
             self.round = self.round.max(round);
@@ -187,6 +201,10 @@ impl Views {
     /// Does what follows from what was heard. Says whether another view was adopted: then [`Self::set_over`] is to be called.
     pub(super) fn advance(&mut self, now: Timestamp) -> bool {
         let mut has_adopted = false;
+        // Who has not joined may have more to remember.
+        if self.quiet_since.is_none() {
+            return false;
+        }
         for _ in 0..STEPS_MAX {
             if let Some(view) = self.next_view() {
                 self.adopt(view, now);
@@ -486,6 +504,15 @@ impl Views {
         now.since(heard) >= SILENCE
     }
 
+    /// Whether a run of another node has just begun that has not said yet what it remembers.
+    fn begins(&self, node: u64, now: Timestamp) -> bool {
+        self.peers.get(&node).is_some_and(|peer| {
+            let runs = peer.beat.as_ref().map(|beat| beat.run);
+            let said = peer.register.as_ref().map(|register| register.run);
+            runs.is_some() && runs != said && now.since(peer.begun) < SILENCE && self.is_heard(node, now)
+        })
+    }
+
     fn is_heard(&self, node: u64, now: Timestamp) -> bool {
         node == self.me.node
             || self.peers.get(&node).is_some_and(|peer| peer.beat.is_some() && now.since(peer.heard) < LEASE)
@@ -493,8 +520,9 @@ impl Views {
 
     /// Who is to have a seat, as this node sees it.
     fn desired(&self, ours: &View, now: Timestamp) -> View {
-        let mut seats: BTreeMap<u64, u64> =
-            ours.seats.iter().filter(|seat| !self.is_gone(**seat, now)).map(|seat| (seat.node, seat.run)).collect();
+        // A run whose successor will say in a moment what it remembers stays until then: were it dropped, a window would have to pass.
+        let stays = |seat: &&Seat| !self.is_gone(**seat, now) || self.begins(seat.node, now);
+        let mut seats: BTreeMap<u64, u64> = ours.seats.iter().filter(stays).map(|seat| (seat.node, seat.run)).collect();
         for (node, peer) in
             self.peers.iter().filter(|(node, _)| self.alive.contains(node) && self.is_heard(**node, now))
         {

@@ -2,11 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, OptionFuture, try_join_all},
+};
 use smg_base::{Clock, Random};
 use smg_gateway::Standing;
 use smg_limits::{
     Limiter,
-    mesh::{Lane, Member, Plane},
+    mesh::{Batch, Lane, Member, Outcome, Plane, Write},
 };
 use smg_mesh_proto::{Kind, MemberState, NodeId, Op};
 use smg_runtime::{Phase, Shutdown, entropy};
@@ -39,6 +43,8 @@ pub(super) struct Driver {
     metrics: LimitMetrics,
     /// What was last said of who is there.
     members: Option<Vec<Member>>,
+    /// The batch that is being kept, and what became of it.
+    keeping: OptionFuture<BoxFuture<'static, (u64, Outcome)>>,
 }
 
 impl Driver {
@@ -52,7 +58,7 @@ impl Driver {
     ) -> Self {
         let run = entropy().next_u64();
         let plane = Plane::new(short(others.link.node()), run, founders, limiter, clock.now());
-        Self { plane, inbox, others, clock, metrics, members: None }
+        Self { plane, inbox, others, clock, metrics, members: None, keeping: None.into() }
     }
 
     /// Works until the process stops.
@@ -66,6 +72,10 @@ impl Driver {
                 () = shutdown.reached(Phase::Stopped) => return,
                 () = async { sleep_until(soon).await; self.inbox.filled().await } => {}
                 () = sleep_until(due) => {}
+                Some((number, outcome)) = &mut self.keeping => {
+                    self.keeping = None.into();
+                    self.plane.kept(number, outcome);
+                }
             }
         }
     }
@@ -85,6 +95,16 @@ impl Driver {
         for write in self.plane.take_writes() {
             let kind = if write.lane == Lane::Durable { Kind::Budgets } else { Kind::Limits };
             self.others.link.post(Op::Entry { kind, key: write.key.into(), value: write.value.map(Into::into) });
+        }
+        if let Some(Batch { number, writes }) = self.plane.take_batch() {
+            let op = |write: Write| Op::Entry {
+                kind: Kind::Budgets,
+                key: write.key.into(),
+                value: write.value.map(Into::into),
+            };
+            let kept = try_join_all(writes.into_iter().map(|write| self.others.link.write(op(write))));
+            let outcome = kept.map(move |kept| (number, if kept.is_ok() { Outcome::Kept } else { Outcome::Failed }));
+            self.keeping = Some(outcome.boxed()).into();
         }
         self.metrics.set(self.plane.tally());
     }

@@ -51,7 +51,7 @@ impl Kept {
                     kept.version = kept.version.max(version);
                     let counter = <[u8; 8]>::try_from(&*key).map(|key| CounterId(u64::from_le_bytes(key)));
                     if let (Ok(counter), Some(value)) = (counter, value) {
-                        match kept.limiter.restore(counter, &value, now) {
+                        match kept.limiter.restore(counter, &value, 0, now) {
                             Ok(()) => drop(kept.written.insert(counter, hash::stable64(&value))),
                             Err(error) => tracing::warn!(%error, "what was kept of a limit makes no sense"),
                         }

@@ -1,14 +1,18 @@
 //! One run.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use smg_base::Timestamp;
 use smg_limits::{
     Demand, Dimension, Limiter, LimiterConfig, Mode, Rule, Rules, Scope, Stance, Subject, Window,
-    mesh::{Lane, Member, Plane},
+    mesh::{Batch, Lane, Member, Outcome, Plane},
 };
-use smg_mesh_proto::{Event, Input, Kind, MemberState, NodeId, Op};
+use smg_mesh_proto::{Event, Input, Kind, MemberState, NodeId, Op, Ticket};
 
 use super::judge::Judge;
 use crate::{
@@ -43,6 +47,8 @@ pub enum Trouble {
     Split,
     /// Whatever the seed draws: loss, delay, cuts, splits, pauses, crashes, disks that are old or empty.
     Swarm,
+    /// Processes end without a word, at any moment, and start again; some disks are slow.
+    Kills,
 }
 
 /// A mistake that the checks have to find.
@@ -61,9 +67,11 @@ pub struct Case {
     pub nodes: usize,
     /// How they divide the limit.
     pub mode: Mode,
-    /// The limit, in requests within a second.
+    /// The limit, in requests within a window.
     pub amount: u64,
-    /// How many times the limit is offered.
+    /// Of a second, or one that is longer than a run.
+    pub window: Window,
+    /// How many times the limit is offered; of a window that is longer than a run, while something is wrong.
     pub overload: f64,
     /// What goes wrong.
     pub trouble: Trouble,
@@ -96,6 +104,8 @@ pub struct Figures {
     pub bytes_per_second: f64,
     /// Whether a strict limit was ever exceeded: when and by how much.
     pub exceeded: Option<String>,
+    /// What was let in in all, in parts of the limit.
+    pub total: f64,
 }
 
 /// What a process has beside its mesh.
@@ -107,6 +117,9 @@ struct Gateway {
     has_joined: bool,
     heard: bool,
     owed: f64,
+    tickets: u64,
+    /// The batch that is being kept, and which writes of it are not yet.
+    keeping: Option<(u64, BTreeSet<Ticket>)>,
 }
 
 impl Case {
@@ -144,6 +157,17 @@ impl Case {
                     let at_ms = from + dice.below(length * 3 / 4);
                     let for_ms = dice.between(100, (from + length - at_ms).max(101));
                     Fault { at_ms, for_ms, what: self.harm(&mut dice) }
+                })
+                .collect(),
+            Trouble::Kills => (0..dice.between(3, 12))
+                .map(|_| {
+                    let node = dice.index(self.nodes);
+                    let at_ms = from + dice.below(length * 3 / 4);
+                    let what = match dice.chance(0.3) {
+                        true => Harm::SlowDisk { node, millis: dice.between(10, 1_000) },
+                        false => Harm::Crash { node, disk: DiskFate::Kept },
+                    };
+                    Fault { at_ms, for_ms: dice.between(100, 8_000), what }
                 })
                 .collect(),
         };
@@ -213,7 +237,7 @@ impl<'a> Run<'a> {
             world,
             gateways: (0..case.nodes).map(|_| None).collect(),
             dice: Dice::new(case.seed, 78),
-            judge: Judge::new(Duration::from_secs(1)),
+            judge: Judge::new(case.window.length()),
             now: Timestamp::ORIGIN,
             lone: None,
             notes: false,
@@ -248,6 +272,10 @@ impl<'a> Run<'a> {
         self.lone = Some(self.dice.index(self.case.nodes));
         self.go_to(end + LONE_WARM);
         (_, self.figures.lone) = self.measure(end + LONE);
+        #[expect(clippy::cast_precision_loss, reason = "a figure")]
+        {
+            self.figures.total = self.judge.total() as f64 / self.case.amount as f64;
+        }
         self.figures
     }
 
@@ -302,7 +330,7 @@ impl<'a> Run<'a> {
             let founders = 2.min(self.case.nodes);
             let limiter = Arc::new(Limiter::new(config));
             let rule = Rule::new("limit", Scope::Tenant, Dimension::Requests, self.case.amount);
-            let rules = Rules::new(vec![rule.per(Window::Second).mode(self.case.mode)]).expect("the rule is right");
+            let rules = Rules::new(vec![rule.per(self.case.window).mode(self.case.mode)]).expect("the rule is right");
             limiter.reconfigure(Arc::new(rules));
             self.gateways[place] = Some(Gateway {
                 generation: spot.generation,
@@ -312,6 +340,8 @@ impl<'a> Run<'a> {
                 has_joined: false,
                 heard: false,
                 owed: 0.0,
+                tickets: 0,
+                keeping: None,
             });
         }
     }
@@ -340,6 +370,20 @@ impl<'a> Run<'a> {
                     gateway.plane.take(short(writer), lane, &key, value.as_deref(), local);
                     continue;
                 }
+                Event::Written { ticket, outcome } => {
+                    let Some((number, waits)) = &mut gateway.keeping else { continue };
+                    if outcome.is_err() && waits.contains(&ticket) {
+                        waits.clear();
+                    }
+                    waits.remove(&ticket);
+                    if waits.is_empty() {
+                        let outcome = if outcome.is_ok() { Outcome::Kept } else { Outcome::Failed };
+                        gateway.plane.kept(*number, outcome);
+                        gateway.keeping = None;
+                        gateway.heard = true;
+                    }
+                    continue;
+                }
                 _ => continue,
             }
             let members: Vec<Member> = gateway.members.values().copied().collect();
@@ -359,7 +403,8 @@ impl<'a> Run<'a> {
             Some(_) => 0.0,
             None => self.case.overload / self.case.nodes as f64,
         };
-        gateway.owed += self.case.amount as f64 * times * STEP.as_secs_f64();
+        let of_one = if self.case.window == Window::Second { 1.0 } else { (WARM.as_secs() + self.case.seconds) as f64 };
+        gateway.owed += self.case.amount as f64 * times * STEP.as_secs_f64() / of_one;
         let local = process.local(self.now);
         while gateway.owed >= 1.0 {
             gateway.owed -= 1.0;
@@ -401,6 +446,15 @@ impl<'a> Run<'a> {
             let kind = if write.lane == Lane::Durable { Kind::Budgets } else { Kind::Limits };
             let op = Op::Entry { kind, key: Bytes::from(write.key), value: write.value.map(Bytes::from) };
             self.world.give(place, Input::Write { ticket: None, op });
+        }
+        let Some(Batch { number, writes }) = gateway.plane.take_batch() else { return };
+        let first = gateway.tickets;
+        gateway.tickets += writes.len() as u64;
+        gateway.keeping = Some((number, (first..gateway.tickets).map(Ticket).collect()));
+        for (ticket, write) in (first..).map(Ticket).zip(writes) {
+            let op =
+                Op::Entry { kind: Kind::Budgets, key: Bytes::from(write.key), value: write.value.map(Bytes::from) };
+            self.world.give(place, Input::Write { ticket: Some(ticket), op });
         }
     }
 }

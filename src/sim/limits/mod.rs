@@ -10,4 +10,4 @@ mod judge;
 mod tests;
 
 pub use cluster::{Case, Figures, Flaw, Trouble};
-pub use smg_limits::Mode;
+pub use smg_limits::{Mode, Window};

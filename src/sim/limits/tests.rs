@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use smg_base::fuzz;
-use smg_limits::Mode;
+use smg_limits::{Mode, Window};
 
 use super::{Case, Flaw, Trouble};
 
@@ -11,7 +11,8 @@ use super::{Case, Flaw, Trouble};
 const SEEDS: u64 = fuzz::inputs(5);
 
 fn case(seed: u64, mode: Mode, trouble: Trouble) -> Case {
-    Case { seed, nodes: 5, mode, amount: 500, overload: 10.0, trouble, seconds: 30, flaw: None }
+    let window = Window::Second;
+    Case { seed, nodes: 5, mode, amount: 500, window, overload: 10.0, trouble, seconds: 30, flaw: None }
 }
 
 #[test]
@@ -36,6 +37,18 @@ fn strict_limits_are_never_exceeded_whatever_happens() {
         assert_eq!(figures.exceeded, None, "seed {seed}: {figures:?}");
         assert!(figures.mean_healed > 0.85, "seed {seed}: {figures:?}");
         assert!(figures.lone > 0.95, "seed {seed}: {figures:?}");
+    }
+}
+
+#[test]
+fn budgets_are_not_refilled_by_whoever_ends_without_a_word() {
+    for seed in 0..SEEDS {
+        for trouble in [Trouble::Kills, Trouble::Swarm] {
+            let case = Case { window: Window::Hour, amount: 2_000, overload: 2.0, ..case(seed, Mode::Strict, trouble) };
+            let figures = case.run();
+            assert_eq!(figures.exceeded, None, "seed {seed}, {trouble:?}: {figures:?}");
+            assert!(figures.total > 0.5, "seed {seed}, {trouble:?}: {figures:?}");
+        }
     }
 }
 
