@@ -24,9 +24,9 @@ pub(crate) const RUNS_MAX: u32 = (1 << (u32::BITS - DISTANCE_BITS)) - 1;
 pub(crate) struct Full;
 
 impl Places {
-    /// A table with room for `chunks` and a third more.
+    /// A table with room for `chunks` and a sixth more: to grow by more would be done less often, but then it would be mostly empty.
     pub(crate) fn with_room_for(chunks: usize) -> Self {
-        let most = chunks + chunks / 3 + 2 * DISTANCE_MAX as usize;
+        let most = chunks + chunks / 6 + 2 * DISTANCE_MAX as usize;
         Self { entries: vec![0; most + most / 6], used: 0 }
     }
 

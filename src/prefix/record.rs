@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use crate::{
     memory::mean_bytes,
-    run::{Part, Run, Runs},
+    run::{Part, Run, Runs, WORD_SLOTS, WORDS_INLINE},
 };
 
 /// No run.
@@ -68,7 +68,8 @@ impl Record {
     /// Memory taken by this run outside the order of use.
     pub(crate) fn bytes(&self) -> usize {
         let spilled = if self.holds.spilled() { self.holds.capacity() } else { 0 };
-        let beyond = self.holds.last().map_or(0, |hold| usize::from(hold.slot) / 64 * 8).saturating_sub(24);
+        let words = self.holds.last().map_or(0, |hold| usize::from(hold.slot) / WORD_SLOTS + 1);
+        let beyond = words.saturating_sub(WORDS_INLINE) * size_of::<u64>();
         Self::BYTES + self.hashes.len() * size_of::<u64>() + spilled * (size_of::<Hold>() + size_of::<Part>()) + beyond
     }
 

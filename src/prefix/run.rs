@@ -14,8 +14,8 @@ use std::{
 /// Slots in one word of a mask.
 pub(crate) const WORD_SLOTS: usize = u64::BITS as usize;
 
-/// Words of a mask inside the run: 256 slots.
-const WORDS_INLINE: usize = 4;
+/// Words of a mask inside the run: 128 slots.
+pub(crate) const WORDS_INLINE: usize = 2;
 
 /// A stretch of consecutive chunk hashes without a branch. What is in it stays; a run that changes is replaced. Only
 /// who holds it whole, and how many runs follow, changes in place, each in one step.
