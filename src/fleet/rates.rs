@@ -20,7 +20,7 @@ pub struct Rates {
     errors: AtomicU64,
     /// The bits of what follows from the prefills, and of its weight; as of an observation earlier, if two were made at once.
     speed: AtomicU64,
-    /// Tokens, as [`TAKEN_IN`] fades.
+    /// Tokens, as [`TAKEN_IN`] fades: those that others tell of, where any do, and what was sent there since.
     taken_in: AtomicU64,
     /// Kept elsewhere: see [`crate::WorkerState`].
     aside: Box<Aside>,
@@ -30,6 +30,8 @@ pub struct Rates {
 #[derive(Debug, Default)]
 struct Aside {
     prefill: AtomicU64,
+    /// Tokens, as [`TAKEN_IN`] fades.
+    told_taken_in: AtomicU64,
     gap: AtomicU64,
     ttft: AtomicU64,
 }
@@ -96,6 +98,16 @@ impl Rates {
         change(&self.taken_in, |word| TAKEN_IN.word(TAKEN_IN.value(word, now) + tokens as f32, now));
     }
 
+    /// Its cache took in `tokens`, as somebody tells who hears of everything that it takes in. From then on what others tell counts,
+    /// and what was sent there only until they tell more: they know of all gateways' requests.
+    #[expect(clippy::cast_precision_loss, reason = "a sum needs no more than seven digits")]
+    pub fn hear_taken_in(&self, tokens: u64, now: Timestamp) {
+        let now = Tick::from(now);
+        let told = &self.aside.told_taken_in;
+        change(told, |word| TAKEN_IN.word(TAKEN_IN.value(word, now) + tokens as f32, now));
+        self.taken_in.store(told.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
     /// Time between two tokens of one request.
     pub fn observe_gap(&self, gap: Duration) {
         change(&self.aside.gap, |word| average(word, gap.as_secs_f32()));
@@ -136,7 +148,7 @@ impl Rates {
         (ERRORS.value(errors, now.into()), TAKEN_IN.value(taken_in, now.into()))
     }
 
-    /// Prompt tokens that its cache took in from this gateway, older ones counting less.
+    /// Tokens that its cache took in, older ones counting less: from this gateway, or from all where somebody tells.
     #[inline]
     pub fn taken_in(&self, now: Timestamp) -> f32 {
         TAKEN_IN.value(self.taken_in.load(Ordering::Relaxed), now.into())
@@ -287,6 +299,20 @@ mod tests {
         let later = rates.taken_in(at(460));
         assert!((later / 1_060.66 - 1.0).abs() < 0.06, "half way to the half: {later}");
         assert!(rates.taken_in(at(1_000_000)) < 1e-6);
+    }
+
+    #[test]
+    fn what_is_told_of_a_cache_takes_the_place_of_what_was_sent_there() {
+        let rates = Rates::default();
+        let taken_in = || rates.taken_in(at(10)).round();
+        rates.observe_taken_in(500, at(10));
+        assert_eq!(taken_in(), 500.0);
+        rates.hear_taken_in(2_000, at(10));
+        assert_eq!(taken_in(), 2_000.0, "that was part of it");
+        rates.observe_taken_in(300, at(10));
+        assert_eq!(taken_in(), 2_300.0, "nobody has told of that yet");
+        rates.hear_taken_in(400, at(10));
+        assert_eq!(taken_in(), 2_400.0);
     }
 
     #[test]

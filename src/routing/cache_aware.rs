@@ -107,6 +107,20 @@ impl CacheAware {
         }
     }
 
+    /// About how many tokens so many chunks are.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an estimate of a positive number"
+    )]
+    pub(crate) fn tokens_of_chunks(&self, chunks: usize, space: Space, bytes_per_token: f64) -> u64 {
+        match space {
+            Space::Tokens => chunks.saturating_mul(CHUNK_TOKENS) as u64,
+            Space::Text => (chunks.saturating_mul(self.chunk_bytes) as f64 / bytes_per_token) as u64,
+        }
+    }
+
     /// How many chunks of a space `worker` is taken to have room for.
     #[expect(
         clippy::cast_precision_loss,

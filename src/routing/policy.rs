@@ -193,6 +193,12 @@ impl Policy {
         self.caches.as_ref().map_or(0, |caches| caches.capacity_chunks(worker, space, ratio))
     }
 
+    /// About how many tokens so many chunks of prompts are; zero where the policy does not look.
+    pub fn tokens_of_chunks(&self, chunks: usize, space: Space) -> u64 {
+        let ratio = self.bytes_per_token.ratio();
+        self.caches.as_ref().map_or(0, |caches| caches.tokens_of_chunks(chunks, space, ratio))
+    }
+
     /// A hash of what `worker` is known to hold: equal on gateways that know the same.
     pub fn digest(&self, worker: WorkerId, space: Space) -> u64 {
         self.caches.as_ref().map_or(0, |caches| caches.known(space).index().digest(worker))

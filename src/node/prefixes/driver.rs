@@ -11,7 +11,10 @@ use smg_base::{Clock, ModelId, Timestamp, WorkerId, hash};
 use smg_fleet::{Fleet, KvEndpoint, KvEventsSpec, Snapshot};
 use smg_gateway::{Gateway, Standing};
 use smg_mesh_proto::{Kind, Op};
-use smg_prefix::plane::{Effect, Events, Plane, Stream};
+use smg_prefix::{
+    Change,
+    plane::{Effect, Events, Plane, Stream},
+};
 use smg_routing::Policy;
 use smg_runtime::{Phase, Receiver, Sender, TaskKind, Tasks};
 use smg_upstream::{
@@ -252,10 +255,14 @@ impl Driver {
     fn carry_out(&mut self, effect: Effect, snapshot: &Snapshot) {
         match effect {
             Effect::SetSource { .. } | Effect::Feed { .. } => {
+                let mut taken_in = 0;
                 for fed in &self.policies {
                     if fed.workers.contains(&worker_of(&effect)) {
-                        fed.apply(&effect);
+                        taken_in = taken_in.max(fed.apply(&effect));
                     }
+                }
+                if let Some(worker) = snapshot.worker(worker_of(&effect)).filter(|_| taken_in > 0) {
+                    worker.state.rates.hear_taken_in(taken_in, self.parts.clock.now());
                 }
             }
             Effect::Write((key, value)) => {
@@ -293,7 +300,9 @@ impl Driver {
             let serves: BTreeSet<WorkerId> =
                 pool.map(|pool| pool.workers.iter().map(|worker| worker.id).collect()).unwrap_or_default();
             for worker in serves.difference(&fed.workers) {
-                plane.show(*worker, &mut |effect| fed.apply(&effect));
+                plane.show(*worker, &mut |effect| {
+                    fed.apply(&effect);
+                });
             }
             fed.workers = serves;
             self.policies.push(fed);
@@ -302,14 +311,19 @@ impl Driver {
 }
 
 impl Fed {
-    fn apply(&self, effect: &Effect) {
+    /// Lets the policy know; says how many tokens a cache took in by that.
+    fn apply(&self, effect: &Effect) -> u64 {
         match effect {
             Effect::SetSource { worker, space, source } => self.policy.set_source(*worker, *space, *source),
             Effect::Feed { stream, change } if stream.model == 0 || stream.model == model_hash(&self.model) => {
                 self.policy.apply(stream.worker, stream.space, change);
+                if let Change::Held { chunks, .. } = change {
+                    return self.policy.tokens_of_chunks(chunks.len(), stream.space);
+                }
             }
             _ => {}
         }
+        0
     }
 }
 

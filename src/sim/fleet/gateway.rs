@@ -90,8 +90,12 @@ impl Gateway {
     }
 
     /// Hears what became of an engine's cache; says how much of it made no sense.
-    pub(super) fn hear_change(&self, engine: usize, change: &Change) -> u64 {
-        self.policy.apply(self.pool.workers[self.places[engine]].id, Space::Tokens, change)
+    pub(super) fn hear_change(&self, engine: usize, change: &Change, now: Timestamp) -> u64 {
+        let worker = &self.pool.workers[self.places[engine]];
+        if let Change::Held { chunks, .. } = change {
+            worker.state.rates.hear_taken_in(self.policy.tokens_of_chunks(chunks.len(), Space::Tokens), now);
+        }
+        self.policy.apply(worker.id, Space::Tokens, change)
     }
 
     /// What it has to say of the prompts it sent.

@@ -69,7 +69,7 @@ impl News {
         while let Some((_, engine, changes)) = self.changes.pop_front_if(|(due, ..)| *due <= now) {
             for change in &changes {
                 for gateway in gateways {
-                    self.unplaced += gateway.hear_change(engine, change);
+                    self.unplaced += gateway.hear_change(engine, change, now);
                 }
                 if let Some(known) = &mut self.known {
                     known.apply(engine, change);
