@@ -140,10 +140,8 @@ pub(crate) struct Counter {
     pub(crate) id: CounterId,
     /// The sum of the ring; for what has no window, what runs now.
     total: u64,
-    /// What was added to this node's base right.
-    pub(crate) lent: i64,
-    /// What may still be taken before more of it is written down, where that is needed; less than nothing after debts.
-    pub(crate) room: i64,
+    /// [`Counter::lent`] or [`Counter::room`], whichever its window has.
+    lent_or_room: i64,
     heard: Box<[Heard]>,
     /// The newest slot of the ring.
     tick: u32,
@@ -191,8 +189,7 @@ impl Counter {
         Self {
             id,
             total: 0,
-            lent: 0,
-            room: 0,
+            lent_or_room: 0,
             heard: Box::default(),
             tick,
             told: Compact::ZERO,
@@ -273,16 +270,43 @@ impl Counter {
         matches!(mode, Mode::Strict) && self.id.outlives_runs()
     }
 
+    /// What was added to this node's base right. Rights that outlive a run are not lent.
+    #[inline]
+    pub(crate) const fn lent(&self) -> i64 {
+        if self.id.outlives_runs() { 0 } else { self.lent_or_room }
+    }
+
+    /// So much was added to this node's base right.
+    pub(crate) const fn set_lent(&mut self, lent: i64) {
+        if !self.id.outlives_runs() {
+            self.lent_or_room = lent;
+        }
+    }
+
+    /// What may still be taken before more of it is written down, where that is needed; less than nothing after debts. What does not
+    /// outlive a run has none.
+    #[inline]
+    pub(crate) const fn room(&self) -> i64 {
+        if self.id.outlives_runs() { self.lent_or_room } else { 0 }
+    }
+
+    #[inline]
+    pub(crate) const fn set_room(&mut self, room: i64) {
+        if self.id.outlives_runs() {
+            self.lent_or_room = room;
+        }
+    }
+
     /// Whether there is room for `charge` in what was written down.
     #[inline]
     pub(crate) fn has_room(&self, charge: u64) -> bool {
-        u64::try_from(self.room).is_ok_and(|room| charge <= room)
+        u64::try_from(self.room()).is_ok_and(|room| charge <= room)
     }
 
     /// Takes `amount` in the newest slot.
     #[inline]
     pub(crate) fn take(&mut self, amount: u64) {
-        self.room = self.room.saturating_sub_unsigned(amount);
+        self.set_room(self.room().saturating_sub_unsigned(amount));
         if self.id.window().is_none() {
             self.total += amount;
         } else {
@@ -300,7 +324,7 @@ impl Counter {
             // Makes no room: what is given back in one slot may be taken in another, which passes later.
             self.change(tick, |slot| slot.saturating_sub(reserved - actual));
         } else {
-            self.room = self.room.saturating_sub_unsigned(actual - reserved);
+            self.set_room(self.room().saturating_sub_unsigned(actual - reserved));
             self.change(tick, |slot| slot.saturating_add(actual - reserved));
         }
     }
@@ -389,7 +413,8 @@ impl Counter {
 
     /// There is room for so much.
     pub(crate) fn make_room(&mut self, room: i64) {
-        (self.room, self.lacks) = (room, 0);
+        self.set_room(room);
+        self.lacks = 0;
     }
 
     /// What to tell the others, who hold it for told from now on.
@@ -466,8 +491,8 @@ impl Counter {
     pub(crate) fn is_idle(&self) -> bool {
         self.total == 0
             && self.heard.is_empty()
-            && self.lent == 0
-            && self.room <= 0
+            && self.lent() == 0
+            && self.room() <= 0
             && self.lacks == 0
             && self.told.is_zero()
             && self.state == State::Quiet

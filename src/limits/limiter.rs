@@ -257,7 +257,7 @@ impl Limiter {
             counter.rule = applied.rule;
         }
         counter.advance(tick);
-        let allowance = stance.allowance(rule, counter.lent, moment.now);
+        let allowance = stance.allowance(rule, counter.lent(), moment.now);
         let mut fit = counter.fits(amount, allowance, moment);
         if fit == Fit::Fits && self.config.is_meshed && counter.is_pledged(rule.mode) && !counter.has_room(amount) {
             fit = Fit::Unwritten;

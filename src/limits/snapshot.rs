@@ -105,18 +105,18 @@ impl Limiter {
         let had_any = write(counter, moment, bytes);
         let lack = counter.lacking();
         if lack == 0 && !had_any {
-            counter.room = counter.room.min(0);
+            counter.set_room(counter.room().min(0));
             return None;
         }
         let (rights, left) = match rule {
             Some(rule) => {
-                let own = self.stance.load().allowance(rule, counter.lent, moment.now).own;
+                let own = self.stance.load().allowance(rule, counter.lent(), moment.now).own;
                 (rule.rights(), own.saturating_sub(counter.used()))
             }
             None => (0, 0),
         };
         let least = rights.div_ceil(PLEDGES);
-        let taken = before.saturating_sub(u64::try_from(counter.room).unwrap_or(0));
+        let taken = before.saturating_sub(u64::try_from(counter.room()).unwrap_or(0));
         let amount = match before {
             _ if lack > 0 || taken > before / 2 => before.saturating_mul(2).max(lack),
             _ if taken < before / 8 => before / 2,
@@ -125,8 +125,8 @@ impl Limiter {
         // What is left of the part is all that can be taken: the row of a counter that is used up says exactly how it stands.
         let amount = amount.clamp(least, (rights / 8).max(least)).max(lack).min(left);
         // Until the row is on disk the one before it holds, and then this one: what may be taken meanwhile is within both.
-        let room = counter.room.min(i64::try_from(amount).unwrap_or(i64::MAX));
-        counter.room = room;
+        let room = counter.room().min(i64::try_from(amount).unwrap_or(i64::MAX));
+        counter.set_room(room);
         Some(Pledge { amount, least, rights, room })
     }
 
@@ -135,7 +135,7 @@ impl Limiter {
         let mut shard = self.shard(counter).lock();
         let place = shard.find(counter);
         let Some(counter) = place.and_then(|place| shard.at_mut(place)) else { return };
-        let taken = pledge.room.saturating_sub(counter.room);
+        let taken = pledge.room.saturating_sub(counter.room());
         counter.make_room(i64::try_from(pledge.amount).unwrap_or(i64::MAX).saturating_sub(taken));
     }
 }

@@ -26,9 +26,12 @@ impl Limiter {
         **self.stance.load()
     }
 
-    /// Sets what is added to this node's base right in a counter; false if there is no room for the counter. Stays until it is set again;
-    /// zero forgets it.
+    /// Sets what is added to this node's base right in a counter; false if there is no room for the counter, or if it counts by the hour
+    /// or longer: of such no rights are lent. Stays until it is set again; zero forgets it.
     pub fn lend(&self, counter: CounterId, lent: i64, now: Timestamp) -> bool {
+        if counter.outlives_runs() {
+            return lent == 0;
+        }
         let moment = self.moment(now);
         let mut shard = self.shard(counter).lock();
         let place = match shard.find(counter) {
@@ -37,7 +40,7 @@ impl Limiter {
             found => found,
         };
         let Some(counter) = place.and_then(|place| shard.at_mut(place)) else { return false };
-        counter.lent = lent;
+        counter.set_lent(lent);
         true
     }
 
@@ -52,7 +55,7 @@ impl Limiter {
         let allowance = self.allowance(&in_force, counter, moment).unwrap_or_default();
         let rule = in_force.rules.get(counter.rule);
         let (mode, rights) = (rule.map(|rule| rule.mode), rule.map_or(0, Rule::rights));
-        Some(Own { used: counter.used(), allowance, lent: counter.lent, mode, rights })
+        Some(Own { used: counter.used(), allowance, lent: counter.lent(), mode, rights })
     }
 
     /// Tells at most `max` of this node's counters whose [`Slot`] is not the one told last, all parts of the table in turn and in each the
@@ -86,7 +89,7 @@ impl Limiter {
 
     fn allowance(&self, in_force: &InForce, counter: &Counter, moment: Moment) -> Option<Allowance> {
         let rule = in_force.rules.get(counter.rule)?;
-        Some(self.stance.load().allowance(rule, counter.lent, moment.now))
+        Some(self.stance.load().allowance(rule, counter.lent(), moment.now))
     }
 
     /// Takes another node's word. It counts for a window from now, its fading part for half of one.
