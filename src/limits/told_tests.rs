@@ -6,7 +6,7 @@ use smg_base::Timestamp;
 
 use crate::{
     CounterId, Demand, Dimension, Limiter, LimiterConfig, Mode, OnSplit, Rule, Rules, Scope, Share, Slot, Split,
-    Stance, Subject, Window,
+    Stance, Subject, Window, mesh::Plane,
 };
 
 const SUBJECT: Subject<'static> = Subject { tenant: "acme", key: None, model: "m" };
@@ -257,4 +257,36 @@ fn honest_times_count_others_too() {
         let reservation = b.reserve(&SUBJECT, &many(charge), at).expect("the time was honest");
         b.settle(reservation, &Demand::default(), at);
     }
+}
+
+#[test]
+fn a_run_removes_no_row_that_it_has_not_written() {
+    for (mode, writes) in [(Mode::Strict, false), (Mode::Shared, true)] {
+        let limiter = Arc::new(node(&rule(mode).per(Window::Hour)));
+        let mut plane = Plane::new(1, 1, 2, Arc::clone(&limiter), BEGIN);
+        // What is refused for want of rights has its counter looked at, too.
+        assert_eq!(take(&limiter, 1, BEGIN) > 0, writes, "{mode}");
+        let mut written = Vec::new();
+        let mut look = |now: Timestamp| {
+            plane.tick(now, 1);
+            let Some(batch) = plane.take_batch() else { return };
+            written.extend(batch.writes.into_iter().map(|write| write.value.is_some()));
+            plane.kept(batch.number, crate::mesh::Outcome::Kept);
+        };
+        (0..200).map(|at| BEGIN + Duration::from_millis(20 * at)).for_each(&mut look);
+        limiter.sweep(seconds(2 * 60 * 60));
+        // It is over: what was written goes.
+        (0..20).map(|at| seconds(2 * 60 * 60 + at)).for_each(&mut look);
+        assert_eq!(written.first().copied(), writes.then_some(true), "{mode}");
+        assert_eq!(written.last().copied(), writes.then_some(false), "{mode}");
+    }
+}
+
+#[test]
+fn rights_by_the_hour_and_longer_are_not_lent() {
+    let limiter = node(&rule(Mode::Strict).per(Window::Hour));
+    let counter = counter(&limiter);
+    assert!(!limiter.lend(counter, 10, BEGIN));
+    assert!(limiter.lend(counter, 0, BEGIN));
+    assert_eq!(limiter.own(counter, BEGIN), None);
 }

@@ -173,7 +173,7 @@ pub struct Plane {
     kept: BTreeSet<CounterId>,
     /// Rights of strict rules that earlier runs have met.
     restored: BTreeMap<CounterId, u64>,
-    /// What was pledged last of each, and that of which less is to be.
+    /// What was pledged last of each that this run has written down, and that of which less is to be.
     pledged: BTreeMap<CounterId, u64>,
     to_lower: BTreeSet<CounterId>,
     kept_at: Timestamp,
@@ -345,7 +345,11 @@ impl Plane {
     pub fn kept(&mut self, number: u64, outcome: Outcome) {
         let Some(writing) = self.writing.take_if(|writing| writing.number == number) else { return };
         if outcome == Outcome::Failed {
-            self.to_lower.extend(writing.counters);
+            for counter in writing.counters {
+                // A row that was to be removed may still be there.
+                self.pledged.entry(counter).or_insert(0);
+                self.to_lower.insert(counter);
+            }
             return;
         }
         for (counter, pledge) in writing.pledges {
@@ -589,14 +593,14 @@ impl Plane {
         if self.to_keep.is_empty() || self.writing.is_some() || max == 0 {
             return;
         }
-        let counters: Vec<CounterId> = self.to_keep.iter().copied().take(max).collect();
-        let (mut pledges, mut writes) = (Vec::new(), Vec::new());
-        for &counter in &counters {
+        let looked_at: Vec<CounterId> = self.to_keep.iter().copied().take(max).collect();
+        let (mut pledges, mut counters, mut writes) = (Vec::new(), Vec::new(), Vec::new());
+        for counter in looked_at {
             self.to_keep.remove(&counter);
             let slot = self.told.get(&counter).map_or(Slot::default(), |told| told.slot);
-            let before = self.pledged.get(&counter).copied().unwrap_or(0);
+            let before = self.pledged.get(&counter).copied();
             let mut snapshot = Vec::new();
-            let value = match self.limiter.pledge(counter, before, now, &mut snapshot) {
+            let value = match self.limiter.pledge(counter, before.unwrap_or(0), now, &mut snapshot) {
                 Some(pledge) => {
                     self.kept.insert(counter);
                     self.pledged.insert(counter, pledge.amount);
@@ -604,12 +608,18 @@ impl Plane {
                     let (pledged, rights) = (pledge.amount, pledge.rights);
                     Some(Kept { slot, pledged, rights, snapshot }.encode())
                 }
+                // What this run has not written is of an earlier one, of which more may be heard yet. It is not this run's to remove.
+                None if before.is_none() => continue,
                 None => {
                     self.pledged.remove(&counter);
                     None
                 }
             };
+            counters.push(counter);
             writes.push(self.told_of(Lane::Durable, Key::Counter(counter), value));
+        }
+        if writes.is_empty() {
+            return;
         }
         self.batches += 1;
         self.batch = Some(Batch { number: self.batches, writes });
