@@ -35,15 +35,14 @@ pub(super) struct Limits {
     trouble_seconds: u64,
 }
 
-/// What is run. The last two are budgets: they are used up once, twice of them is asked for, and nobody may refill them.
-const KINDS: [(Mode, Window, Trouble); 8] = [
+/// What is run. The last is a budget: it is used up once, twice of it is asked for, and nobody may refill it.
+const KINDS: [(Mode, Window, Trouble); 7] = [
     (Mode::Shared, Window::Second, Trouble::Split),
     (Mode::Shared, Window::Second, Trouble::Swarm),
     (Mode::Hybrid, Window::Second, Trouble::Split),
     (Mode::Hybrid, Window::Second, Trouble::Swarm),
     (Mode::Strict, Window::Second, Trouble::Split),
     (Mode::Strict, Window::Second, Trouble::Swarm),
-    (Mode::Strict, Window::Hour, Trouble::Swarm),
     (Mode::Strict, Window::Hour, Trouble::Kills),
 ];
 const BUDGET_OVERLOAD: f64 = 2.0;
