@@ -1,7 +1,7 @@
 //! A small HTTP/1.1 client that sends exactly the bytes it is given, shows exactly those that come back, and can hang
 //! up in every way.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
 use serde_json::Value;
 use tokio::{
@@ -9,7 +9,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::wait::within;
+use super::wait::{PATIENCE, within, within_time};
 
 /// A request.
 #[derive(Clone, Debug)]
@@ -173,20 +173,25 @@ pub(crate) struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
     rest: Rest,
+    /// Longest wait for the next bytes.
+    patience: Duration,
 }
+
+/// Who tries to connect has a patience of its own for whole answers, which is shorter.
+const LONG_PATIENCE: Duration = Duration::from_secs(300);
 
 impl Connection {
     pub(crate) async fn open(address: SocketAddr) -> Self {
         let stream = within("a connection", TcpStream::connect(address)).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new(), rest: Rest::Nothing }
+        Self { stream, buffer: Vec::new(), rest: Rest::Nothing, patience: PATIENCE }
     }
 
     /// The same, or why there is none.
     pub(crate) async fn try_open(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: Vec::new(), rest: Rest::Nothing })
+        Ok(Self { stream, buffer: Vec::new(), rest: Rest::Nothing, patience: LONG_PATIENCE })
     }
 
     /// Sends `bytes` as they are.
@@ -196,7 +201,7 @@ impl Connection {
 
     /// Sends `bytes`; whether the other side still took them.
     pub(crate) async fn try_write(&mut self, bytes: &[u8]) -> bool {
-        within("room to write", self.stream.write_all(bytes)).await.is_ok()
+        within_time(self.patience, "room to write", self.stream.write_all(bytes)).await.is_ok()
     }
 
     /// Sends a request.
@@ -342,7 +347,8 @@ impl Connection {
     /// Reads more; whether there was more.
     async fn fill(&mut self) -> bool {
         self.buffer.reserve(16 * 1024);
-        let read = within("bytes from the other side", self.stream.read_buf(&mut self.buffer)).await;
+        let read = self.stream.read_buf(&mut self.buffer);
+        let read = within_time(self.patience, "bytes from the other side", read).await;
         matches!(read, Ok(size) if size > 0)
     }
 }

@@ -56,8 +56,13 @@ async fn found<T>(patience: Duration, mut look: impl AsyncFnMut() -> Option<T>) 
 
 /// The output of `future`, which must come within [`PATIENCE`].
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
+    within_time(PATIENCE, what, future).await
+}
+
+/// The output of `future`, which must come within `patience`.
+pub(crate) async fn within_time<T>(patience: Duration, what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(patience, future).await {
         Ok(output) => output,
-        Err(_) => panic!("waited {PATIENCE:?} in vain: {what}"),
+        Err(_) => panic!("waited {patience:?} in vain: {what}"),
     }
 }
