@@ -7,15 +7,13 @@ use std::{
     sync::Arc,
 };
 
-use smg_base::Clock;
-
-const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+use smg_base::{Clock, calendar::Day};
 
 /// Writes to `smg.<year>-<month>-<day>` in a folder, UTC, and goes on to the next file at midnight.
 pub(crate) struct DailyFile {
     dir: PathBuf,
     clock: Arc<dyn Clock>,
-    day: u64,
+    day: Day,
     file: File,
 }
 
@@ -23,7 +21,7 @@ impl DailyFile {
     /// Makes the folder if need be, and opens today's file.
     pub(crate) fn open(dir: PathBuf, clock: Arc<dyn Clock>) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
-        let day = clock.unix_ms() / DAY_MS;
+        let day = Day::of_unix_ms(clock.unix_ms());
         let file = open(&dir, day)?;
         Ok(Self { dir, clock, day, file })
     }
@@ -31,7 +29,7 @@ impl DailyFile {
 
 impl Write for DailyFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let day = self.clock.unix_ms() / DAY_MS;
+        let day = Day::of_unix_ms(self.clock.unix_ms());
         if day != self.day {
             self.file = open(&self.dir, day)?;
             self.day = day;
@@ -44,23 +42,8 @@ impl Write for DailyFile {
     }
 }
 
-fn open(dir: &std::path::Path, day: u64) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(dir.join(format!("smg.{}", date(day))))
-}
-
-/// The date of a day counted from 1970-01-01, by the proleptic Gregorian calendar. Years are counted from March, so
-/// that the leap day is the last (H. Hinnant, "chrono-compatible low-level date algorithms", 2013).
-fn date(day: u64) -> String {
-    let days = day + 719_468;
-    let era = days / 146_097;
-    let day_of_era = days % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day_of_month = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = 400 * era + year_of_era + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day_of_month:02}")
+fn open(dir: &std::path::Path, day: Day) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(dir.join(format!("smg.{day}")))
 }
 
 #[cfg(test)]
@@ -73,7 +56,7 @@ mod tests {
 
     #[test]
     fn dates_follow_the_calendar() {
-        let check = |day: u64, expected: &str| assert_eq!(date(day), expected);
+        let check = |day: u64, expected: &str| assert_eq!(Day::of_unix_ms(day * 86_400_000).to_string(), expected);
         check(0, "1970-01-01");
         check(31, "1970-02-01");
         check(11_016, "2000-02-29");
